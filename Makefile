@@ -1,0 +1,39 @@
+# `make demo` and `make test` do everything on a fresh Debian or Ubuntu with Rust; `make help` lists the rest.
+
+CARGO ?= cargo
+PEERS := integration/peers/setup
+
+.PHONY: help
+help: ## What can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+.PHONY: demo
+demo: ## An authority, three services and their sidecars in this terminal
+	$(CARGO) build --locked --release
+	target/release/countersign demo
+
+.PHONY: build
+build: ## The binary, for development: target/debug/countersign
+	$(CARGO) build --locked
+
+.PHONY: peers
+peers: ## Install or build the real peers that the tests run against, once
+	$(PEERS)
+
+.PHONY: test
+test: peers build ## Every test: units, and the real binary with real peers
+	$(CARGO) test --locked --workspace --no-fail-fast
+
+.PHONY: lint
+lint: ## Format, clippy and documentation, as CI checks them
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+
+.PHONY: bench
+bench: ## The time of a policy decision, by criterion
+	$(CARGO) bench --locked -p countersign-policy
+
+.PHONY: image
+image: ## The container image
+	docker build -t countersign .

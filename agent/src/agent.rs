@@ -1,0 +1,204 @@
+//! Starts what a configuration asks for, and tells whether it is ready.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_config::Changes;
+use countersign_identity::{IdentityWatch, SpiffeIdError};
+use countersign_runtime::admin::Readiness;
+use countersign_runtime::{Lifecycle, bind_unix};
+use tokio::sync::watch;
+
+use crate::authority::{Authority, Trust};
+use crate::config::{AuthorityConfig, Config, Source};
+use crate::enrolment::{Enrolment, EnrolmentError};
+use crate::follow::{Follower, PolicyText};
+use crate::identity::{Life, Links, hold};
+use crate::secrets::{Incomplete, Secrets, SecretsConfig, SecretsError, readiness};
+use crate::workload_api::{Served, serve};
+
+/// A running agent. Its tasks belong to the life cycle that it was started with.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    identity: Option<(IdentityWatch, Status)>,
+    policy: Option<watch::Receiver<Option<Arc<PolicyText>>>>,
+    secrets: Option<watch::Receiver<Vec<String>>>,
+}
+
+/// Whether an agent can do its work. A handle for the admin endpoint.
+#[derive(Debug, Clone)]
+pub struct Ready(Agent);
+
+/// What the identity waits for.
+#[derive(Debug, Clone)]
+pub(crate) struct Status {
+    life: watch::Receiver<String>,
+    follower: watch::Receiver<String>,
+}
+
+/// Why the agent cannot start, or could not do what it was to do once.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// The enrolment key cannot be had.
+    #[error(transparent)]
+    Enrolment(#[from] EnrolmentError),
+    /// The trust domain is too long to name its authority.
+    #[error("the authority of this trust domain has no SPIFFE ID: {0}")]
+    TrustDomain(#[from] SpiffeIdError),
+    /// The socket of the Workload API cannot be bound.
+    #[error("the Workload API cannot be served at {path}: {source}")]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Secrets cannot be kept up to date.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+    /// A single run did not publish everything.
+    #[error(transparent)]
+    Incomplete(#[from] Incomplete),
+    /// A single run has nothing to do.
+    #[error("there is nothing to do once: the configuration names no secrets")]
+    NoSecrets,
+}
+
+impl Agent {
+    /// Starts everything that `config` asks for, within a tokio runtime. Once it returns, the socket of the Workload
+    /// API is there; whether there is an identity yet is told by [`Agent::ready`].
+    ///
+    /// # Errors
+    /// What no patience would mend; nothing has been started then.
+    pub fn start(config: Config, lifecycle: &Lifecycle) -> Result<Self, AgentError> {
+        crate::metrics::describe();
+        // Opened first, so that nothing runs if either fails.
+        let secrets = config.secrets.map(Secrets::open).transpose()?;
+        let (identity, policy) = match config.identity {
+            Source::Authority(config) => {
+                let (identity, policy) = start_identity(config, lifecycle)?;
+                (Some(identity), Some(policy))
+            }
+            Source::WorkloadApi(_) => (None, None),
+        };
+        let missing = secrets.as_ref().map(Secrets::missing);
+        if let Some(secrets) = secrets {
+            spawn(lifecycle, secrets.live());
+        }
+        Ok(Self { identity, policy, secrets: missing })
+    }
+
+    /// Whether it can do its work: the identity is there, and every secret is published.
+    pub fn ready(&self) -> Ready {
+        Ready(self.clone())
+    }
+
+    /// The identity that it holds; none where another agent's Workload API serves it.
+    pub fn identity(&self) -> Option<IdentityWatch> {
+        self.identity.as_ref().map(|(identity, _)| identity.clone())
+    }
+
+    /// The policy that the authority handed out; none where there is no authority.
+    pub fn policy(&self) -> Option<watch::Receiver<Option<Arc<PolicyText>>>> {
+        self.policy.clone()
+    }
+}
+
+impl Ready {
+    /// `Ok`, or everything that is waited for; never a value of a secret.
+    pub fn now(&self) -> Readiness {
+        let mut reasons = Vec::new();
+        if let Some((identity, status)) = &self.0.identity
+            && identity.borrow().is_none()
+        {
+            reasons.push(format!("identity: {}", status.reason()));
+        }
+        if let Some(Err(missing)) = self.0.secrets.as_ref().map(|missing| readiness(&missing.borrow())) {
+            reasons.extend(missing);
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+}
+
+impl Status {
+    /// What is waited for, in words.
+    pub(crate) fn reason(&self) -> String {
+        let reasons = [self.life.borrow().clone(), self.follower.borrow().clone()];
+        reasons.into_iter().find(|reason| !reason.is_empty()).unwrap_or_else(|| "an SVID is being issued".to_owned())
+    }
+}
+
+impl AgentError {
+    /// Whether it may work later, without a change to anything (exit code 75).
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Incomplete(incomplete) if incomplete.transient)
+    }
+}
+
+/// Publishes the secrets and returns: for an init container. What cannot be had yet is tried again until `limit`; what
+/// is forbidden, absent or refused ends the run at once, after the rest was published.
+///
+/// # Errors
+/// Nothing can be published, or not everything was.
+pub async fn once(secrets: Option<SecretsConfig>, limit: Duration) -> Result<(), AgentError> {
+    crate::metrics::describe();
+    let secrets = Secrets::open(secrets.ok_or(AgentError::NoSecrets)?)?;
+    Ok(secrets.once(limit).await?)
+}
+
+type StartedIdentity = ((IdentityWatch, Status), watch::Receiver<Option<Arc<PolicyText>>>);
+
+fn start_identity(config: AuthorityConfig, lifecycle: &Lifecycle) -> Result<StartedIdentity, AgentError> {
+    let enrolment = Enrolment::open(config.state.as_deref())?;
+    let trust = Arc::new(Trust::new(&config)?);
+    let socket = config.socket.path().to_owned();
+    let listener =
+        bind_unix(&socket, config.socket_mode).map_err(|source| AgentError::Socket { path: socket, source })?;
+
+    let authority = Authority::new(&config, &enrolment, Arc::clone(&trust));
+    let follower = Follower::new(authority.clone(), Arc::clone(&trust));
+    let links = Links { attested: follower.attested(), connected: follower.connected(), bundles: follower.bundles() };
+    let life = Life::new(authority, Arc::clone(&trust), config.evidence, enrolment.kept, links);
+    let status = Status { life: life.waiting(), follower: follower.waiting() };
+    let policy = follower.policy();
+    let (hold_identity, identity) = watch::channel(None);
+
+    spawn(lifecycle, hold(life.svid(), follower.bundles(), hold_identity));
+    spawn(lifecycle, follow_bundle_file(trust));
+    let served = Served {
+        identity: identity.clone(),
+        policy: policy.clone(),
+        status: status.clone(),
+        lifecycle: lifecycle.clone(),
+    };
+    lifecycle.spawn(async move {
+        if let Err(error) = serve(listener, served).await {
+            tracing::error!(%error, "the Workload API is not served any more");
+        }
+    });
+    spawn(lifecycle, life.live());
+    spawn(lifecycle, follower.live());
+    Ok(((identity, status), policy))
+}
+
+async fn follow_bundle_file(trust: Arc<Trust>) {
+    let mut changes = Changes::new([trust.bundle_file().to_owned()]);
+    loop {
+        changes.next().await;
+        trust.reload();
+    }
+}
+
+/// Runs `task` until the process stops.
+fn spawn(lifecycle: &Lifecycle, task: impl Future<Output = ()> + Send + 'static) {
+    let life = lifecycle.clone();
+    lifecycle.spawn(async move {
+        tokio::select! {
+            () = task => {}
+            () = life.stopping() => {}
+        }
+    });
+}

@@ -1,0 +1,107 @@
+//! An X.509-SVID with its private key.
+//!
+//! Invariant: an [`Svid`] keeps every rule that we ask of a peer's certificate, and its key fits its leaf.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::crypto::aws_lc_rs;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use spiffe::SpiffeId;
+use zeroize::Zeroizing;
+
+use crate::refusal::Refusal;
+use crate::verify::{Leaf, check_bounds};
+
+/// An X.509-SVID: certificate chain and private key (SPIFFE X509-SVID standard).
+pub struct Svid {
+    id: SpiffeId,
+    chain: Vec<CertificateDer<'static>>,
+    key_pkcs8: Zeroizing<Vec<u8>>,
+    certified: Arc<CertifiedKey>,
+    not_before: UnixTime,
+    not_after: UnixTime,
+}
+
+/// Why a chain and a key do not make an SVID.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SvidError {
+    /// The leaf breaks a rule of the X509-SVID standard. Look at what issued it.
+    #[error("the certificate is not a valid X.509-SVID: {0}")]
+    Leaf(#[from] Refusal),
+    /// The key is not PKCS #8, or of a kind that TLS 1.3 does not sign with.
+    #[error("the private key cannot be used: {0}")]
+    Key(#[source] rustls::Error),
+    /// The key is not the one that the certificate was issued for.
+    #[error("the private key does not belong to the certificate")]
+    KeyMismatch,
+}
+
+impl Svid {
+    /// An SVID from its chain (leaf first, DER) and its key (PKCS #8, DER).
+    ///
+    /// # Errors
+    /// See [`SvidError`]. Validity in time is not judged here: a clock decides that when it is used.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key_pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, SvidError> {
+        let (leaf_der, intermediates) = chain.split_first().ok_or(Refusal::NoCertificate)?;
+        check_bounds(leaf_der, intermediates)?;
+        let leaf = Leaf::parse(leaf_der)?;
+        // Borrowed: a copy in rustls' type would not be wiped.
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key_pkcs8.as_slice()));
+        let signing_key = aws_lc_rs::sign::any_supported_type(&key).map_err(SvidError::Key)?;
+        let certified = CertifiedKey::new(chain.clone(), signing_key);
+        certified.keys_match().map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => SvidError::KeyMismatch,
+            other => SvidError::Leaf(Refusal::Malformed(other.to_string())),
+        })?;
+        Ok(Self {
+            id: leaf.id,
+            not_before: leaf.not_before,
+            not_after: leaf.not_after,
+            certified: Arc::new(certified),
+            chain,
+            key_pkcs8,
+        })
+    }
+
+    /// Whom it names.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// Certificates in DER, leaf first, without the root.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The private key, PKCS #8 in DER. Only the Workload API needs it.
+    pub fn key_pkcs8(&self) -> &[u8] {
+        &self.key_pkcs8
+    }
+
+    /// From when it is valid.
+    pub fn not_before(&self) -> UnixTime {
+        self.not_before
+    }
+
+    /// Until when it is valid, inclusive.
+    pub fn not_after(&self) -> UnixTime {
+        self.not_after
+    }
+
+    /// Chain and key in the form that rustls takes.
+    pub fn certified_key(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.certified)
+    }
+}
+
+impl fmt::Debug for Svid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Svid")
+            .field("id", &self.id.to_string())
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}

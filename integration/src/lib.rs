@@ -1,0 +1,14 @@
+//! Actors for the integration tests: the authority, sidecars, apps, peers. Each is a real process or a real socket.
+//!
+//! A test builds a [`Mesh`], lets its actors act, and looks at what a user would see: answers, admin endpoints, logs,
+//! exit codes. Waiting is always for a condition with a deadline ([`eventually`]), never for a time.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod mesh;
+pub mod peers;
+mod process;
+mod wait;
+
+pub use mesh::{Authority, Mesh, Service, Sidecar, TRUST_DOMAIN};
+pub use process::{Process, binary, free_address, run};
+pub use wait::{DEADLINE, eventually};

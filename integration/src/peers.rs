@@ -1,0 +1,119 @@
+//! The real peers, as `integration/peers/setup` installed them. A peer that is missing fails the test and says so.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{Process, eventually, free_address};
+
+/// The folder of built peers.
+fn cache() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/countersign");
+    std::env::var_os("COUNTERSIGN_CACHE").map_or_else(home, PathBuf::from)
+}
+
+fn there(path: PathBuf) -> PathBuf {
+    assert!(path.exists(), "{} is missing: run integration/peers/setup, as `make test` does", path.display());
+    path
+}
+
+/// Python of the tests' virtual environment: requests, httpx, spiffe, psycopg.
+pub fn python() -> PathBuf {
+    there(cache().join("venv/bin/python"))
+}
+
+/// A script in `integration/peers/`.
+pub fn script(name: &str) -> PathBuf {
+    there(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(name))
+}
+
+/// nginx with `server` inside its `http` block.
+pub async fn nginx(directory: &Path, server: &str, listens: SocketAddr) -> Process {
+    std::fs::create_dir_all(directory).unwrap();
+    let d = directory.display();
+    let config = format!(
+        "daemon off;\npid {d}/pid;\nerror_log stderr warn;\nworker_processes 1;\nevents {{ worker_connections 1024; }}\n\
+         http {{\naccess_log off;\nclient_body_temp_path {d}/body;\nproxy_temp_path {d}/proxy;\nfastcgi_temp_path {d}/fastcgi;\n\
+         uwsgi_temp_path {d}/uwsgi;\nscgi_temp_path {d}/scgi;\n{server}\n}}\n"
+    );
+    std::fs::write(directory.join("nginx.conf"), config).unwrap();
+    let nginx = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists()).expect("nginx");
+    let mut command = Command::new(nginx);
+    command.arg("-e").arg("stderr").arg("-p").arg(directory).arg("-c").arg(directory.join("nginx.conf"));
+    let process = Process::start(&mut command, &directory.join("log"));
+    listening("nginx", listens, &process).await;
+    process
+}
+
+/// OpenBao in dev mode, with the root token `root`. Returns its address.
+pub async fn openbao(directory: &Path) -> (Process, SocketAddr) {
+    std::fs::create_dir_all(directory).unwrap();
+    let address = free_address();
+    let mut command = Command::new(there(cache().join("bin/bao")));
+    command.args(["server", "-dev", "-dev-no-store-token", "-dev-root-token-id=root"]);
+    command.arg(format!("-dev-listen-address={address}")).env("HOME", directory);
+    let process = Process::start(&mut command, &directory.join("log"));
+    eventually("OpenBao is ready", async || {
+        let response =
+            reqwest::get(format!("http://{address}/v1/sys/health")).await.map_err(|error| error.to_string())?;
+        if response.status().is_success() { Ok(()) } else { Err(format!("{}\n{}", response.status(), process.log())) }
+    })
+    .await;
+    (process, address)
+}
+
+/// PostgreSQL with a role `postgres` that is trusted, on loopback. It refuses to run as root, so as root it runs as
+/// the user `postgres`, in a directory of its own.
+pub async fn postgres() -> (Process, SocketAddr, tempfile::TempDir) {
+    let address = free_address();
+    let directory = tempfile::Builder::new().prefix("countersign-postgres-").tempdir().unwrap();
+    let data = directory.path().join("data");
+    let root = rustix::process::getuid().is_root();
+    let bin = postgres_bin();
+    if root {
+        let owned = Command::new("chown").arg("postgres:postgres").arg(directory.path()).status().unwrap();
+        assert!(owned.success(), "chown to postgres failed");
+    }
+    let as_postgres = |program: &str| {
+        let program = bin.join(program);
+        if !root {
+            return Command::new(program);
+        }
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]).arg(program);
+        command
+    };
+    let output = as_postgres("initdb").args(["-U", "postgres", "-A", "trust", "-N", "-D"]).arg(&data).output().unwrap();
+    assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+    let mut command = as_postgres("postgres");
+    command.arg("-D").arg(&data).args([
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &address.port().to_string(),
+        "-c",
+        "fsync=off",
+        "-k",
+        "",
+    ]);
+    let process = Process::start(&mut command, &directory.path().join("log"));
+    listening("PostgreSQL", address, &process).await;
+    (process, address, directory)
+}
+
+fn postgres_bin() -> PathBuf {
+    let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .map(|versions| versions.filter_map(|version| Some(version.ok()?.path().join("bin"))).collect())
+        .unwrap_or_default();
+    found.retain(|bin| bin.join("initdb").exists());
+    found.sort();
+    found.pop().expect("PostgreSQL's server is missing: run integration/peers/setup")
+}
+
+/// Waits until something listens on `address`.
+pub async fn listening(what: &str, address: SocketAddr, process: &Process) {
+    eventually(&format!("{what} listens on {address}"), async || {
+        tokio::net::TcpStream::connect(address).await.map(drop).map_err(|error| format!("{error}\n{}", process.log()))
+    })
+    .await;
+}

@@ -1,0 +1,19 @@
+//! Waiting for a condition.
+
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+/// How long a condition may take on a busy machine before the test fails.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Looks until `look` gives `Ok`, and returns that; fails the test with the last `Err` after [`DEADLINE`].
+pub async fn eventually<T, E: Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(why) if Instant::now() > end => panic!("{what}: not within {DEADLINE:?}: {why:?}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! A policy compiled for one destination: what a proxy asks for every request.
+//!
+//! Compiling takes the rules whose `to` is the destination, gathers them by caller, and files what each caller may
+//! do by path and method. A decision then looks up the caller and walks the path once. Of the rules of each kind that
+//! match, the first of the file counts; so the decision and its reason do not depend on how the lookup is done.
+//!
+//! Whoever sends requests cannot choose what they cost: there is no backtracking, and nothing is allocated.
+
+use std::fmt;
+
+use countersign_identity::SpiffeId;
+
+use crate::decision::{Cause, Decision, Verdict};
+use crate::policy::Policy;
+use crate::request::Request;
+use crate::rule::{Mode, Rule};
+
+mod callers;
+mod nearest;
+mod routes;
+mod tree;
+mod words;
+
+pub(crate) use nearest::nearest;
+pub use nearest::{Nearest, Part};
+
+use callers::Callers;
+use routes::Firsts;
+
+/// The rules of a policy that concern one destination: the workload that enforces them.
+pub struct Matcher {
+    policy: Policy,
+    destination: SpiffeId,
+    /// The rules whose `to` is the destination, ascending: what explanations are looked for in.
+    here: Box<[u32]>,
+    callers: Callers,
+}
+
+impl Matcher {
+    /// Compiles the rules whose `to` matches `destination`. The time and memory that it takes grow with the number of
+    /// pairs of a caller and a path in these rules; callers with the same rules share one table.
+    pub fn compile(policy: &Policy, destination: &SpiffeId) -> Self {
+        let here = (0..).zip(policy.rules()).filter(|(_, rule)| rule.to.contains(destination));
+        Self {
+            policy: policy.clone(),
+            destination: destination.clone(),
+            here: here.clone().map(|(index, _)| index).collect(),
+            callers: Callers::compile(here),
+        }
+    }
+
+    /// Decides whether `request` passes, and why. Allocates nothing.
+    ///
+    /// In this order, the first that applies:
+    /// 1. a rule that denies: denied;
+    /// 2. a rule in audit that denies, while some rule would let it pass: it passes, recorded as denied;
+    /// 3. a rule that allows: allowed;
+    /// 4. a rule in audit that allows: it passes, recorded as denied, for nothing else lets it pass;
+    /// 5. otherwise: denied.
+    ///
+    /// In a policy whose mode is audit, everything passes and the verdict is the same.
+    pub fn decide<'a>(&'a self, request: &Request<'a>) -> Decision<'a> {
+        let mut firsts = Firsts::default();
+        self.callers.visit(request.from, &mut |table| table.collect(&request.action, &mut firsts));
+        let allowing = firsts.allow.or(firsts.allow_in_audit);
+        let (first, verdict, passes) = match (firsts.deny, firsts.deny_in_audit, firsts.allow) {
+            (Some(deny), _, _) => (Some(deny), Verdict::Deny, false),
+            (None, Some(deny), _) if allowing.is_some() => (Some(deny), Verdict::Deny, true),
+            (None, _, Some(allow)) => (Some(allow), Verdict::Allow, true),
+            (None, _, None) => (firsts.allow_in_audit, Verdict::Deny, firsts.allow_in_audit.is_some()),
+        };
+        let cause = match first.and_then(|index| self.rule(index)) {
+            Some(rule) => Cause::Rule(rule),
+            None if self.policy.file().is_none() => Cause::NoPolicy,
+            None => Cause::NoRule,
+        };
+        let passes = passes || self.policy.mode() == Mode::Audit;
+        Decision::new(self, *request, verdict, passes, cause)
+    }
+
+    /// The workload that the policy was compiled for.
+    pub fn destination(&self) -> &SpiffeId {
+        &self.destination
+    }
+
+    /// The policy that was compiled.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    fn rule(&self, index: u32) -> Option<&Rule> {
+        self.policy.rules().get(usize::try_from(index).ok()?)
+    }
+}
+
+impl fmt::Debug for Matcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Matcher")
+            .field("destination", &self.destination)
+            .field("file", &self.policy.file())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! Accepts connections on one listener, as many at once as its limit allows.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_runtime::Lifecycle;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::listener::Listener;
+
+/// Accepts until `ended`; `serve` runs as a task for each connection.
+pub(crate) async fn accept<F, S>(
+    socket: Arc<TcpListener>,
+    listener: Arc<Listener>,
+    ended: CancellationToken,
+    lifecycle: Lifecycle,
+    serve: S,
+) where
+    S: Fn(TcpStream, SocketAddr) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let permits = Arc::new(Semaphore::new(listener.limits.connections));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = ended.cancelled() => return,
+            () = lifecycle.stopping() => return,
+            accepted = socket.accept() => accepted,
+        };
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: connections that end will free some.
+                tracing::warn!(listener = %listener.name, %error, "cannot accept a connection");
+                listener.metrics.refused("accept");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            tracing::debug!(listener = %listener.name, %remote, "closed a connection: the limit is reached");
+            listener.metrics.refused("limit");
+            continue;
+        };
+        // It fails only if the connection is gone already, which its first read will tell.
+        let _ = stream.set_nodelay(true);
+        let served = serve(stream, remote);
+        lifecycle.spawn(async move {
+            served.await;
+            drop(permit);
+        });
+    }
+}
+
+/// How long to wait when the system refuses to accept.
+const PAUSE: Duration = Duration::from_millis(50);

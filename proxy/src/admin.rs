@@ -1,0 +1,173 @@
+//! What the data path adds to the admin endpoint: `/ready`, `/identity`, `/config`, `/decisions` and `/drain`.
+
+use std::sync::Arc;
+
+use countersign_identity::{IdentityWatch, Svid};
+use countersign_runtime::Lifecycle;
+use countersign_runtime::admin::{Admin, Answer, Readiness, json, text};
+use http::{Method, StatusCode};
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::config::{Config, PolicyFrom};
+use crate::decisions::Decisions;
+use crate::source::{EnforcedWatch, Waiting};
+
+/// What the admin endpoint shows.
+pub(crate) struct Console {
+    pub(crate) config: watch::Receiver<Arc<Config>>,
+    pub(crate) identity: IdentityWatch,
+    pub(crate) enforced: EnforcedWatch,
+    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) ready: Vec<Box<dyn Fn() -> Readiness + Send + Sync>>,
+    pub(crate) decisions: Arc<Decisions>,
+    pub(crate) lifecycle: Lifecycle,
+}
+
+impl Console {
+    /// Serves until the process stops.
+    pub(crate) async fn serve(self, listener: TcpListener, metrics: PrometheusHandle) {
+        let Self { config, identity, enforced, waiting, ready, decisions, lifecycle } = self;
+        let life = lifecycle.clone();
+        let readiness = move || {
+            let mut reasons: Vec<String> = waiting.iter().filter_map(Waiting::reason).collect();
+            let received = enforced.borrow().as_ref().is_some_and(|enforced| enforced.was_received());
+            if reasons.is_empty() && !received {
+                reasons.push("policy: it is being compiled".to_owned());
+            }
+            reasons.extend(ready.iter().filter_map(|ready| ready().err()).flatten());
+            if life.is_draining() {
+                reasons.push("draining".to_owned());
+            }
+            if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+        };
+        let life = lifecycle.clone();
+        Admin::new(metrics, readiness)
+            .route(Method::GET, "/identity", move || ready_made(show_identity(&identity)))
+            .route(Method::GET, "/config", move || ready_made(show_config(&config.borrow())))
+            .route(Method::GET, "/decisions", move || ready_made(json(StatusCode::OK, &decisions.to_json())))
+            .route(Method::POST, "/drain", move || {
+                life.drain();
+                ready_made(text(StatusCode::ACCEPTED, "draining\n"))
+            })
+            .serve(listener, lifecycle)
+            .await;
+    }
+}
+
+fn ready_made(answer: Answer) -> std::future::Ready<Answer> {
+    std::future::ready(answer)
+}
+
+/// Who we are and whom we trust; never the key.
+fn show_identity(identity: &IdentityWatch) -> Answer {
+    let Some(identity) = identity.borrow().clone() else {
+        return json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "spiffe_id": null }));
+    };
+    let domains: Vec<String> = identity.bundles.iter().map(|(domain, _)| domain.to_string()).collect();
+    let svid = &identity.svid;
+    json(
+        StatusCode::OK,
+        &json!({
+            "spiffe_id": svid.id().to_string(),
+            "not_before": svid.not_before().as_secs(),
+            "not_after": svid.not_after().as_secs(),
+            "serial": serial(svid),
+            "trust_domains": domains,
+        }),
+    )
+}
+
+/// The serial number of the leaf, in hexadecimal.
+fn serial(svid: &Svid) -> Option<String> {
+    serial_of(svid.chain().first()?).map(hex::encode)
+}
+
+/// The bytes of the serial number of a certificate: after the version, the first thing that it holds (RFC 5280, 4.1).
+fn serial_of(certificate: &[u8]) -> Option<&[u8]> {
+    let (_, certificate) = der(certificate)?;
+    let (_, tbs) = der(certificate)?;
+    let version = length_with_header(tbs)?;
+    let (tag, serial) = der(tbs.get(version..)?)?;
+    (tag == INTEGER).then_some(serial)
+}
+
+/// The tag and the content of a DER value.
+fn der(bytes: &[u8]) -> Option<(u8, &[u8])> {
+    let tag = *bytes.first()?;
+    let (header, length) = header_and_length(bytes)?;
+    Some((tag, bytes.get(header..header.checked_add(length)?)?))
+}
+
+fn length_with_header(bytes: &[u8]) -> Option<usize> {
+    let (header, length) = header_and_length(bytes)?;
+    header.checked_add(length)
+}
+
+fn header_and_length(bytes: &[u8]) -> Option<(usize, usize)> {
+    match *bytes.get(1)? {
+        short @ 0..=0x7f => Some((2, usize::from(short))),
+        long => {
+            let count = usize::from(long & 0x7f);
+            let digits = bytes.get(2..2 + count)?;
+            Some((
+                2 + count,
+                digits.iter().try_fold(0usize, |n, digit| n.checked_mul(256)?.checked_add(usize::from(*digit)))?,
+            ))
+        }
+    }
+}
+
+/// The configuration in force. It holds no secret.
+fn show_config(config: &Config) -> Answer {
+    let limits = &config.limits;
+    let inbound = config.inbound.iter().map(|inbound| {
+        json!({
+            "name": inbound.name,
+            "listen": inbound.listen.to_string(),
+            "app": inbound.app.to_string(),
+            "protocol": inbound.protocol.as_str(),
+        })
+    });
+    let outbound = config.outbound.iter().map(|outbound| {
+        json!({
+            "name": outbound.name,
+            "listen": outbound.listen.to_string(),
+            "to": outbound.to.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "identity": outbound.identity.to_string(),
+            "protocol": outbound.protocol.as_str(),
+        })
+    });
+    let policy = match &config.policy {
+        PolicyFrom::Authority => "from-authority".to_owned(),
+        PolicyFrom::File(file) => file.display().to_string(),
+    };
+    let seconds = |duration: std::time::Duration| duration.as_secs_f64();
+    json(
+        StatusCode::OK,
+        &json!({
+            "trust_domain": config.trust_domain.to_string(),
+            "inbound": inbound.collect::<Value>(),
+            "outbound": outbound.collect::<Value>(),
+            "policy": policy,
+            "admin": { "listen": config.admin.to_string() },
+            "drain": { "grace": seconds(config.grace) },
+            "access_log": config.access_log,
+            "limits": {
+                "connections": limits.connections,
+                "streams": limits.streams,
+                "headers": limits.headers,
+                "header_bytes": limits.header_bytes,
+                "handshake": seconds(limits.handshake),
+                "head": seconds(limits.head),
+                "connect": seconds(limits.connect),
+                "first_byte": seconds(limits.first_byte),
+                "idle": seconds(limits.idle),
+            },
+        }),
+    )
+}
+
+const INTEGER: u8 = 2;

@@ -1,0 +1,159 @@
+//! What `sidecar.yaml` says about the data path: the keys `inbound`, `outbound`, `policy`, `admin`, `drain`,
+//! `access_log` and `limits`.
+//!
+//! Invariant: a [`Config`] can be served as it stands; whatever could be wrong with it was reported while it was read.
+
+mod address;
+mod limits;
+mod listener;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use countersign_config::{Table, Value};
+use countersign_identity::TrustDomain;
+
+pub use address::{Address, AddressError};
+pub use limits::Limits;
+pub use listener::{Inbound, Outbound, Protocol};
+
+/// The data path of one sidecar.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The trust domain that a bare identity path belongs to.
+    pub trust_domain: TrustDomain,
+    /// Where other workloads reach the app.
+    pub inbound: Vec<Inbound>,
+    /// Where the app reaches other workloads.
+    pub outbound: Vec<Outbound>,
+    /// Where the policy comes from.
+    pub policy: PolicyFrom,
+    /// Where the admin endpoint listens.
+    pub admin: SocketAddr,
+    /// How long work under way may take to finish once draining has begun.
+    pub grace: Duration,
+    /// Whether each request is logged.
+    pub access_log: bool,
+    /// Limits of size, number and time.
+    pub limits: Limits,
+}
+
+/// Where the policy comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PolicyFrom {
+    /// The policy feed beside the Workload API.
+    Authority,
+    /// A file, followed as it changes.
+    File(PathBuf),
+}
+
+impl Config {
+    /// Reads the keys of the data path from the top level of the document. All problems are reported to `table`.
+    pub fn read(table: &Table<'_>, trust_domain: &TrustDomain) -> Option<Self> {
+        let mut taken = Taken::default();
+        let admin = admin(table.optional("admin"), &mut taken);
+        let inbound = list(table.optional("inbound"), |value| Inbound::read(&value, &mut taken));
+        let outbound = list(table.optional("outbound"), |value| Outbound::read(&value, trust_domain, &mut taken));
+        let policy = policy(table.optional("policy"));
+        let grace = grace(table.optional("drain"));
+        let access_log = table.optional("access_log").map_or(Some(false), |value| value.boolean());
+        let limits = table.optional("limits").map_or(Some(Limits::default()), |value| Limits::read(&value));
+        Some(Self {
+            trust_domain: trust_domain.clone(),
+            inbound: inbound?,
+            outbound: outbound?,
+            policy: policy?,
+            admin: admin?,
+            grace: grace?,
+            access_log: access_log?,
+            limits: limits?,
+        })
+    }
+}
+
+/// Every item of a list, so that the problems of all of them are reported.
+fn list<T>(value: Option<Value<'_>>, mut read: impl FnMut(Value<'_>) -> Option<T>) -> Option<Vec<T>> {
+    let Some(value) = value else { return Some(Vec::new()) };
+    let items: Vec<Option<T>> = value.list()?.into_iter().map(&mut read).collect();
+    items.into_iter().collect()
+}
+
+fn policy(value: Option<Value<'_>>) -> Option<PolicyFrom> {
+    let Some(value) = value else { return Some(PolicyFrom::Authority) };
+    if value.string()? == "from-authority" {
+        return Some(PolicyFrom::Authority);
+    }
+    let path = value.path()?;
+    let directory = Path::new(value.file()).parent().unwrap_or(Path::new(""));
+    Some(PolicyFrom::File(directory.join(path)))
+}
+
+fn admin(value: Option<Value<'_>>, taken: &mut Taken) -> Option<SocketAddr> {
+    let table = match value {
+        Some(value) => Some(value.table()?),
+        None => None,
+    };
+    let allow_remote = table.as_ref().and_then(|table| table.optional("allow_remote"));
+    let allow_remote = allow_remote.map_or(Some(false), |value| value.boolean());
+    let Some(listen) = table.as_ref().and_then(|table| table.optional("listen")) else {
+        taken.addresses.push((ADMIN, "admin.listen, unless it is given,".to_owned()));
+        return Some(ADMIN);
+    };
+    let address: SocketAddr = listen.parse()?;
+    if !address.ip().is_loopback() && !allow_remote? {
+        return listen.problem(
+            "the admin endpoint has no sign-in, so it listens on loopback; allow_remote: true opens it to other hosts",
+        );
+    }
+    taken.address(&listen, address)?;
+    Some(address)
+}
+
+fn grace(value: Option<Value<'_>>) -> Option<Duration> {
+    let Some(value) = value else { return Some(GRACE) };
+    let table = value.table()?;
+    table.optional("grace").map_or(Some(GRACE), |grace| grace.duration(Duration::ZERO..=Duration::from_secs(3600)))
+}
+
+/// The names and addresses that were given so far, with the keys that they were given to.
+#[derive(Default)]
+struct Taken {
+    names: Vec<(String, String)>,
+    addresses: Vec<(SocketAddr, String)>,
+}
+
+impl Taken {
+    /// Reports a name that another listener has.
+    fn name(&mut self, value: &Value<'_>, name: &str) -> Option<()> {
+        if let Some((_, key)) = self.names.iter().find(|(other, _)| other == name) {
+            return value.problem(format!("the name {name:?} was given to {key} already"));
+        }
+        self.names.push((name.to_owned(), value.key().to_owned()));
+        Some(())
+    }
+
+    /// Reports an address that another listener has.
+    fn address(&mut self, value: &Value<'_>, address: SocketAddr) -> Option<()> {
+        if let Some((other, key)) = self.addresses.iter().find(|(other, _)| overlap(*other, address)) {
+            return value.problem(format!("{address} is taken: {key} is {other}"));
+        }
+        self.addresses.push((address, value.key().to_owned()));
+        Some(())
+    }
+}
+
+/// Whether two listeners cannot both be bound. Port 0 is a free one each time.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let any = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || any)
+}
+
+/// Where the admin endpoint listens unless the file says otherwise.
+const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15000);
+
+/// How long draining may take unless the file says otherwise.
+const GRACE: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests;

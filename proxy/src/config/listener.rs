@@ -1,0 +1,148 @@
+//! One entry of `inbound` or `outbound`.
+
+use std::net::SocketAddr;
+
+use countersign_config::{Table, Value};
+use countersign_identity::{SpiffeId, TrustDomain};
+
+use super::{Address, Taken};
+
+/// What the app speaks. It is declared, never guessed from the bytes of a TLS connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1 or HTTP/2.
+    Http,
+    /// gRPC: HTTP/2 all the way.
+    Grpc,
+    /// Bytes that nobody looks at; either side may speak first.
+    Tcp,
+}
+
+/// Where other workloads reach the app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inbound {
+    /// Its name in metrics and logs.
+    pub name: String,
+    /// Where it listens, with TLS.
+    pub listen: SocketAddr,
+    /// Where the app listens, without.
+    pub app: Address,
+    /// What the app speaks.
+    pub protocol: Protocol,
+}
+
+/// Where the app reaches another workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outbound {
+    /// Its name in metrics and logs.
+    pub name: String,
+    /// Where it listens, without TLS.
+    pub listen: SocketAddr,
+    /// Where the other workload listens, in the order in which they are tried.
+    pub to: Vec<Address>,
+    /// Who must answer there.
+    pub identity: SpiffeId,
+    /// What the app speaks.
+    pub protocol: Protocol,
+}
+
+impl Protocol {
+    /// The word that the file has for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    fn read(table: &Table<'_>) -> Option<Self> {
+        let value = table.required("protocol")?;
+        if matches!(value.string()?, "postgres" | "redis") {
+            return value.problem("this protocol is not taken in this version; tcp carries it as it is");
+        }
+        value.one_of(&[("http", Self::Http), ("grpc", Self::Grpc), ("tcp", Self::Tcp)])
+    }
+}
+
+impl Inbound {
+    pub(super) fn read(value: &Value<'_>, taken: &mut Taken) -> Option<Self> {
+        let table = value.table()?;
+        let allow_remote = allow_remote(&table);
+        let name = name(&table, taken);
+        let listen = listen(&table, taken);
+        let app = table.required("app").and_then(|value| {
+            let app: Address = value.parse()?;
+            if app.is_loopback() || allow_remote.unwrap_or(true) {
+                return Some(app);
+            }
+            value.problem(format!(
+                "{app} is not on this host, and what goes to the app is not encrypted; allow_remote: true permits it"
+            ))
+        });
+        let protocol = Protocol::read(&table);
+        allow_remote?;
+        Some(Self { name: name?, listen: listen?.1, app: app?, protocol: protocol? })
+    }
+}
+
+impl Outbound {
+    pub(super) fn read(value: &Value<'_>, trust_domain: &TrustDomain, taken: &mut Taken) -> Option<Self> {
+        let table = value.table()?;
+        let allow_remote = allow_remote(&table);
+        let name = name(&table, taken);
+        let listen = listen(&table, taken).and_then(|(value, listen)| {
+            if listen.ip().is_loopback() || allow_remote.unwrap_or(true) {
+                return Some(listen);
+            }
+            value.problem(format!(
+                "{listen} is open to other hosts, and what they send is neither encrypted nor authenticated; \
+                 listen on 127.0.0.1, or permit it with allow_remote: true"
+            ))
+        });
+        let to = table.required("to").and_then(|value| {
+            let list: Vec<Option<Address>> = value.one_or_many()?.iter().map(Value::parse).collect();
+            if list.is_empty() { value.problem("names no address") } else { list.into_iter().collect() }
+        });
+        let identity = table.required("identity").and_then(|value| identity(&value, trust_domain));
+        let protocol = Protocol::read(&table);
+        allow_remote?;
+        Some(Self { name: name?, listen: listen?, to: to?, identity: identity?, protocol: protocol? })
+    }
+}
+
+fn name(table: &Table<'_>, taken: &mut Taken) -> Option<String> {
+    let value = table.required("name")?;
+    let name = value.string()?;
+    let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if name.len() > 63 || !name.bytes().all(sound) {
+        return value.problem("must be at most 63 letters, digits, '-', '_' and '.'");
+    }
+    taken.name(&value, name)?;
+    Some(name.to_owned())
+}
+
+fn listen<'a>(table: &Table<'a>, taken: &mut Taken) -> Option<(Value<'a>, SocketAddr)> {
+    let value = table.required("listen")?;
+    let address: SocketAddr = value.parse()?;
+    taken.address(&value, address)?;
+    Some((value, address))
+}
+
+/// Whether the plain side of the listener may leave this host.
+fn allow_remote(table: &Table<'_>) -> Option<bool> {
+    table.optional("allow_remote").map_or(Some(false), |value| value.boolean())
+}
+
+/// A SPIFFE ID in full, or its path in the trust domain of the file.
+fn identity(value: &Value<'_>, trust_domain: &TrustDomain) -> Option<SpiffeId> {
+    let text = value.string()?;
+    let full = if text.starts_with('/') { format!("spiffe://{trust_domain}{text}") } else { text.to_owned() };
+    match SpiffeId::new(&full) {
+        Ok(id) if !id.path().is_empty() => Some(id),
+        Ok(_) => value.problem(format!("{text:?} names a trust domain; a workload's identity has a path")),
+        Err(error) => {
+            value.problem(format!("{text:?} is neither a SPIFFE ID nor a path like /ns/team/sa/app: {error}"))
+        }
+    }
+}

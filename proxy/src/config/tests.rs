@@ -1,0 +1,94 @@
+use countersign_config::Document;
+
+use super::*;
+
+fn read(text: &str) -> Result<Config, String> {
+    let document = Document::parse("dir/sidecar.yaml", text).unwrap();
+    let domain = TrustDomain::new("a.example").unwrap();
+    document.decode(|root| Config::read(&root.table()?, &domain)).map_err(|problems| problems.to_string())
+}
+
+const INBOUND: &str = "inbound:\n- { name: a, listen: 0.0.0.0:15443, app: 127.0.0.1:80, protocol: http }\n";
+
+#[test]
+fn an_empty_file_is_a_sidecar_with_defaults() {
+    let config = read("{}").unwrap();
+    assert_eq!(config.admin.to_string(), "127.0.0.1:15000");
+    assert_eq!(config.policy, PolicyFrom::Authority);
+    assert_eq!(config.limits, Limits::default());
+    assert!(config.inbound.is_empty() && !config.access_log);
+}
+
+#[test]
+fn every_key_is_read() {
+    let config = read(
+        "inbound:\n- { name: a, listen: 0.0.0.0:15443, app: localhost:80, protocol: grpc }\n\
+         outbound:\n- { name: b, listen: 127.0.0.1:1, to: [b:15443, '[::1]:2'], identity: /ns/b, protocol: tcp }\n\
+         policy: policy.yaml\nadmin: { listen: 127.0.0.1:9 }\ndrain: { grace: 5s }\naccess_log: true\n\
+         limits: { connections: 5, idle: 1h }\n",
+    )
+    .unwrap();
+    assert_eq!(config.policy, PolicyFrom::File("dir/policy.yaml".into()));
+    assert_eq!(config.outbound[0].to[0], Address::Name("b".into(), 15443));
+    assert_eq!(config.outbound[0].identity.to_string(), "spiffe://a.example/ns/b");
+    assert_eq!(config.grace, Duration::from_secs(5));
+    assert_eq!((config.limits.connections, config.limits.idle), (5, Duration::from_secs(3600)));
+}
+
+#[test]
+fn a_name_or_an_address_given_twice_is_reported_where_it_is_given_again() {
+    let error = read(&format!(
+        "{INBOUND}outbound:\n- {{ name: a, listen: 127.0.0.1:15443, to: b:1, identity: /b, protocol: http }}\n\
+         - {{ name: c, listen: 127.0.0.1:15000, to: b:1, identity: /b, protocol: http }}\n"
+    ))
+    .unwrap_err();
+    assert!(
+        error.contains("dir/sidecar.yaml:4: outbound[0].name: the name \"a\" was given to inbound[0].name"),
+        "{error}"
+    );
+    assert!(error.contains("dir/sidecar.yaml:4: outbound[0].listen: 127.0.0.1:15443 is taken"), "{error}");
+    assert!(error.contains("outbound[1].listen"), "the admin endpoint's default address: {error}");
+}
+
+#[test]
+fn the_plain_side_stays_on_this_host_unless_allowed() {
+    let outbound = "outbound:\n- { name: a, listen: 0.0.0.0:1, to: b:1, identity: /b, protocol: http";
+    assert!(read(&format!("{outbound} }}")).unwrap_err().contains("open to other hosts"));
+    read(&format!("{outbound}, allow_remote: true }}")).unwrap();
+    let inbound = "inbound:\n- { name: a, listen: 0.0.0.0:1, app: 10.0.0.1:1, protocol: http }";
+    assert!(read(inbound).unwrap_err().contains("is not on this host"));
+    assert!(read("admin: { listen: 0.0.0.0:1 }").unwrap_err().contains("no sign-in"));
+}
+
+#[test]
+fn every_mistake_is_named_in_one_run() {
+    let error = read(
+        "inbound:\n- { nam: a, listen: nowhere, app: b, protocol: htp }\n\
+         outbound:\n- { name: 'b c', listen: 127.0.0.1:1, to: srv://b, identity: ns/b, protocol: postgres }\n\
+         limits: { connections: 0 }\n",
+    )
+    .unwrap_err();
+    for expected in [
+        "unknown key \"nam\"; did you mean \"name\"?",
+        "inbound[0].listen",
+        "inbound[0].app",
+        "\"htp\" is not one of http, grpc, tcp; did you mean \"http\"?",
+        "outbound[0].name",
+        "srv:// is not taken",
+        "neither a SPIFFE ID nor a path",
+        "tcp carries it as it is",
+        "limits.connections",
+    ] {
+        assert!(error.contains(expected), "{expected:?} is not in\n{error}");
+    }
+}
+
+#[test]
+fn addresses_that_cannot_be_dialled_are_refused() {
+    for text in ["a", "a:0", "a:70000", "10.0.0.256:1", "a b:1", "::1:80", "[::1]:0", ":1", "a..b:1"] {
+        assert!(text.parse::<Address>().is_err(), "{text}");
+    }
+    for text in ["a:1", "a.b.:1", "a_b-c:1", "1.2.3.4:1", "[::1]:1"] {
+        assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+    }
+}

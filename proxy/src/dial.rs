@@ -1,0 +1,226 @@
+//! Opens connections: to the app in plain, or to another workload with mutual TLS.
+//!
+//! Invariant: towards another workload no byte of a request is written before its certificate proved that it is the
+//! one that was dialled, and nothing is ever sent there in plain.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use countersign_identity::tls::Alpn;
+use countersign_identity::{ClientTls, Identity, IdentityWatch, Peer, Role, SpiffeId, authenticate, tls};
+use rustls_pki_types::{ServerName, UnixTime};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::config::{Address, Limits};
+use crate::fault::{Fault, Hop};
+use crate::listener::Listener;
+use crate::live::{Connection, Connections, Entry, Kind, Metered, TlsFacts, Traffic};
+use crate::source::Waiting;
+
+/// Another workload that is dialled.
+pub(crate) struct Workload {
+    addresses: Vec<Address>,
+    expected: SpiffeId,
+    identity: IdentityWatch,
+    waiting: Waiting,
+}
+
+/// A connection to another workload, authenticated.
+pub(crate) struct Secured {
+    /// The connection.
+    pub(crate) stream: TlsStream<Metered<TcpStream>>,
+    /// Where it leads.
+    pub(crate) remote: SocketAddr,
+    /// Who answered.
+    pub(crate) peer: Peer,
+    /// The identity that we showed.
+    pub(crate) identity: Arc<Identity>,
+    /// What the handshake agreed on.
+    pub(crate) tls: TlsFacts,
+    /// Whether HTTP/2 was agreed on.
+    pub(crate) http2: bool,
+    /// Its bytes.
+    pub(crate) traffic: Arc<Traffic>,
+}
+
+impl Workload {
+    pub(crate) fn new(addresses: Vec<Address>, expected: SpiffeId, identity: IdentityWatch, waiting: Waiting) -> Self {
+        Self { addresses, expected, identity, waiting }
+    }
+
+    /// A dialling side for one set of protocols.
+    pub(crate) fn tls(&self, alpn: Alpn) -> ClientTls {
+        ClientTls::new(self.identity.clone(), alpn, self.expected.clone())
+    }
+
+    /// The identity in force.
+    pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
+        self.identity.borrow().clone()
+    }
+
+    /// Connects, makes sure who answers, and enters the connection among those that are under way.
+    pub(crate) async fn open(
+        &self,
+        tls: &ClientTls,
+        kind: Kind,
+        listener: &Arc<Listener>,
+        connections: &Arc<Connections>,
+    ) -> Result<(Secured, Arc<Entry>), Fault> {
+        let secured = self.dial(tls, listener).await?;
+        let (peer, traffic) = (Some(secured.peer.clone()), Arc::clone(&secured.traffic));
+        let connection = Connection::new(Arc::clone(listener), kind, peer, secured.remote, Some(secured.tls), traffic);
+        let entry = connections.enter(connection);
+        // The trust may have changed during the handshake, when the reviewer did not know of this connection.
+        if let Some(newest) = self.identity()
+            && !Arc::ptr_eq(&newest, &secured.identity)
+        {
+            secured.peer.still_trusted(&newest.bundles, UnixTime::now()).map_err(Fault::WrongPeer)?;
+        }
+        Ok((secured, Arc::new(entry)))
+    }
+
+    /// Connects, and makes sure who answers. Each address is tried in order.
+    async fn dial(&self, tls: &ClientTls, listener: &Listener) -> Result<Secured, Fault> {
+        let made = tls.current().map_err(|error| Fault::UnusableIdentity(error.to_string()))?;
+        let Some(made) = made else {
+            return Err(Fault::NoIdentity(self.waiting.reason().unwrap_or_default()));
+        };
+        let expired = made.identity.svid.not_after();
+        if UnixTime::now() > expired {
+            return Err(Fault::Expired(expired.as_secs()));
+        }
+        let connector = TlsConnector::from(made.config);
+        let mut last = None;
+        let mut failures = Vec::new();
+        for address in &self.addresses {
+            for remote in resolve(address, &listener.limits, &mut failures).await {
+                let tcp = match open(remote, &listener.limits).await {
+                    Ok(tcp) => tcp,
+                    Err(reason) => {
+                        failures.push(format!("{remote}: {reason}"));
+                        continue;
+                    }
+                };
+                match handshake(&connector, tcp, remote, &made.identity, &self.expected, listener).await {
+                    Ok(secured) => return Ok(secured),
+                    Err(fault @ Fault::WrongPeer(_)) => last = Some(fault),
+                    Err(fault) => failures.push(format!("{remote}: {fault}")),
+                }
+            }
+        }
+        // That somebody else answered says more than that nobody did elsewhere.
+        Err(last.unwrap_or_else(|| Fault::Unreachable {
+            hop: Hop::Mesh,
+            to: join(&self.addresses),
+            reason: failures.join("; "),
+        }))
+    }
+}
+
+async fn handshake(
+    connector: &TlsConnector,
+    tcp: TcpStream,
+    remote: SocketAddr,
+    identity: &Arc<Identity>,
+    expected: &SpiffeId,
+    listener: &Listener,
+) -> Result<Secured, Fault> {
+    let broke = |reason: String| Fault::Unreachable { hop: Hop::Mesh, to: remote.to_string(), reason };
+    let traffic = Arc::new(Traffic::default());
+    let io = Metered::new(tcp, Arc::clone(&traffic));
+    // It is not sent, and the SPIFFE ID is verified in its place: it only tells sessions to resume apart.
+    let name = ServerName::from(remote.ip());
+    let stream = match timeout(listener.limits.handshake, connector.connect(name, io)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            let refusal = tls::refusal(&error).cloned();
+            listener.metrics.handshake_failed(refusal.as_ref().map_or("broke", |refusal| refusal.reason()));
+            return Err(refusal.map_or_else(|| broke(format!("TLS handshake: {error}")), Fault::WrongPeer));
+        }
+        Err(_) => {
+            listener.metrics.handshake_failed("timeout");
+            return Err(broke("the TLS handshake took too long".into()));
+        }
+    };
+    let connection = stream.get_ref().1;
+    let peer = authenticate(connection, Role::Server, &identity.bundles, Some(expected), UnixTime::now());
+    let peer = peer.map_err(|refusal| {
+        listener.metrics.handshake_failed(refusal.reason());
+        Fault::WrongPeer(refusal)
+    })?;
+    let tls = facts(connection);
+    let http2 = connection.alpn_protocol() == Some(b"h2");
+    listener.metrics.handshake(&tls);
+    Ok(Secured { stream, remote, peer, identity: Arc::clone(identity), tls, http2, traffic })
+}
+
+/// Connects to the app, which is where it is or nowhere.
+pub(crate) async fn dial_app(
+    address: &Address,
+    limits: &Limits,
+) -> Result<(Metered<TcpStream>, SocketAddr, Arc<Traffic>), Fault> {
+    let mut failures = Vec::new();
+    for remote in resolve(address, limits, &mut failures).await {
+        match open(remote, limits).await {
+            Ok(tcp) => {
+                let traffic = Arc::new(Traffic::default());
+                return Ok((Metered::new(tcp, Arc::clone(&traffic)), remote, traffic));
+            }
+            Err(reason) => failures.push(format!("{remote}: {reason}")),
+        }
+    }
+    Err(Fault::Unreachable { hop: Hop::App, to: address.to_string(), reason: failures.join("; ") })
+}
+
+/// Connects to one address within the time for it.
+async fn open(remote: SocketAddr, limits: &Limits) -> Result<TcpStream, String> {
+    let tcp = match timeout(limits.connect, TcpStream::connect(remote)).await {
+        Ok(Ok(tcp)) => tcp,
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err(format!("no connection within {} ms", limits.connect.as_millis())),
+    };
+    // Nothing here writes in small pieces that would be worth waiting for.
+    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+    Ok(tcp)
+}
+
+/// Every address that a name has, or none and the reason.
+async fn resolve(address: &Address, limits: &Limits, failures: &mut Vec<String>) -> Vec<SocketAddr> {
+    let (host, port) = match address {
+        Address::Socket(address) => return vec![*address],
+        Address::Name(host, port) => (host, *port),
+    };
+    let found = timeout(limits.handshake, tokio::net::lookup_host((host.as_str(), port))).await;
+    let reason = match found {
+        Ok(Ok(addresses)) => return addresses.collect(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "DNS did not answer in time".to_owned(),
+    };
+    failures.push(format!("{host}: {reason}"));
+    Vec::new()
+}
+
+/// What a handshake agreed on, in words that serve as labels.
+pub(crate) fn facts(connection: &rustls::CommonState) -> TlsFacts {
+    use rustls::{HandshakeKind, NamedGroup, ProtocolVersion};
+    let group = match connection.negotiated_key_exchange_group().map(|group| group.name()) {
+        Some(NamedGroup::X25519MLKEM768) => "X25519MLKEM768",
+        Some(NamedGroup::X25519) => "X25519",
+        Some(NamedGroup::secp256r1) => "secp256r1",
+        Some(NamedGroup::secp384r1) => "secp384r1",
+        Some(_) => "other",
+        None => "none",
+    };
+    let version = match connection.protocol_version() {
+        Some(ProtocolVersion::TLSv1_3) => "1.3",
+        _ => "other",
+    };
+    TlsFacts { version, group, resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed) }
+}
+
+fn join(addresses: &[Address]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,151 @@
+//! What a header may say beyond this hop, and who may say it.
+//!
+//! Headers for this hop only are taken away (RFC 9110, section 7.6.1), and so are those that only a proxy of ours may
+//! set: the application trusts them. Names are compared without regard to case and with `_` as `-`, for CGI and WSGI
+//! servers cannot tell these apart. Other names with `_` pass as they are.
+//!
+//! A protocol upgrade is the caller's: it reads `Connection` and `Upgrade` before it sanitises, and sets them anew.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use countersign_identity::{Peer, SpiffeId};
+use http::header::{CONNECTION, TE};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// For a request, before it is forwarded in either direction: takes away the headers of this hop, identities that the
+/// sender claims, and the headers by which proxies are steered.
+pub fn sanitize_request(headers: &mut HeaderMap) {
+    let trailers = headers.get_all(TE).iter().any(|value| tokens(value).any(|t| t.eq_ignore_ascii_case("trailers")));
+    remove_hop_by_hop(headers);
+    remove(headers, is_reserved);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// For an application's response, before it leaves for the mesh: takes away the headers of this hop, and those by
+/// which we say what became of a request, so that an application cannot fake them.
+pub fn sanitize_response(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
+    remove(headers, |name| begins(name, OURS));
+}
+
+/// For the trailers of requests and responses: some frameworks merge them into the headers, so nothing may come in
+/// there that would have been taken away from the head, or that decides on framing, routing or rights (RFC 9110,
+/// section 6.5.1).
+pub fn sanitize_trailers(trailers: &mut HeaderMap) {
+    let barred = |name: &str| [HOP_BY_HOP, FRAMING, END_TO_END].concat().iter().any(|barred| alike(name, barred));
+    remove(trailers, |name| is_reserved(name) || barred(name));
+}
+
+/// For messages that keep what the next proxy of ours says, such as a response out of the mesh for the local
+/// application: takes away only the headers of this hop.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        remove_named_by_connection(headers);
+    }
+    remove(headers, |name| HOP_BY_HOP.iter().any(|hop| alike(name, hop)));
+}
+
+/// Says who calls, as the handshake proved it, in Envoy's form: `By=OUR ID;Hash=SHA-256 OF THE LEAF;URI=PEER'S ID`.
+pub fn set_client_cert(headers: &mut HeaderMap, by: &SpiffeId, peer: &Peer) {
+    let hash = peer.leaf().map(|leaf| format!("Hash={};", hex::encode(digest(&SHA256, leaf))));
+    let value = format!("By={by};{}URI={}", hash.unwrap_or_default(), peer.id());
+    headers.remove(CLIENT_CERT);
+    // Neither IDs nor hex digits hold what a header cannot, nor one of Envoy's separators.
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(HeaderName::from_static(CLIENT_CERT), value);
+    }
+}
+
+/// `Connection` names what else is for this hop only. What is never so is not taken away by it: a sender could else
+/// make us drop what another hop has added and the application relies on.
+fn remove_named_by_connection(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(tokens)
+        .filter_map(|token| HeaderName::try_from(token).ok())
+        .filter(|name| !keeps(name.as_str()))
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+}
+
+fn keeps(name: &str) -> bool {
+    FRAMING.contains(&name)
+        || END_TO_END.contains(&name)
+        || ["x-forwarded-", "content-", "sec-", "grpc-", OURS].iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Only a proxy of ours may set these, or nobody.
+fn is_reserved(name: &str) -> bool {
+    begins(name, OURS) || begins(name, "x-envoy-") || STRIPPED.iter().any(|stripped| alike(name, stripped))
+}
+
+/// Nothing is allocated where there is nothing to remove.
+fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name.as_str())).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
+    value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|token| !token.is_empty())
+}
+
+/// Whether `name`, in small letters as in every [`HeaderMap`], is `plain` to a server that takes `_` for `-`.
+pub(super) fn alike(name: &str, plain: &str) -> bool {
+    name.len() == plain.len() && begins(name, plain)
+}
+
+fn begins(name: &str, prefix: &str) -> bool {
+    let folded = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(a, b)| folded(a) == b)
+}
+
+/// What decides where a message ends.
+pub(super) const FRAMING: &[&str] = &["content-length", "transfer-encoding"];
+
+const HOP_BY_HOP: &[&str] =
+    &["connection", "http2-settings", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"];
+
+/// For the receiver whatever `Connection` says; and what routes, steers or authorises has no place in trailers.
+const END_TO_END: &[&str] = &[
+    "age",
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-range",
+    "content-type",
+    "cookie",
+    "expect",
+    "forwarded",
+    "host",
+    "location",
+    "max-forwards",
+    "pragma",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "range",
+    "set-cookie",
+    "traceparent",
+    "tracestate",
+    "trailer",
+    "vary",
+    "www-authenticate",
+    "x-real-ip",
+    "x-request-id",
+];
+
+const CLIENT_CERT: &str = "x-forwarded-client-cert";
+
+/// Beside [`OURS`] and Envoy's. `l5d-client-id` is Linkerd's identity header; `proxy` has no meaning in HTTP, but
+/// becomes `HTTP_PROXY` in a CGI program's environment (CVE-2016-5385).
+const STRIPPED: &[&str] = &[CLIENT_CERT, "l5d-client-id", "proxy"];
+
+const OURS: &str = "x-countersign-";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,306 @@
+//! From other workloads to the app: accept, handshake, authenticate, guard, authorize, forward.
+//!
+//! Invariant: nothing reaches the app that was not authenticated by its certificate and let pass by the policy in
+//! force at that moment, each request by itself.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use countersign_identity::tls::Alpn;
+use countersign_identity::{Identity, IdentityWatch, Peer, Role, ServerTls, authenticate, tls};
+use countersign_policy::Action;
+use countersign_runtime::Lifecycle;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
+use hyper::body::Incoming;
+use rustls_pki_types::UnixTime;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::config::{Address, Protocol};
+use crate::decisions::{Decisions, Denial};
+use crate::dial::{dial_app, facts};
+use crate::exchange::{self, Failed, Passed, Upgraded};
+use crate::fault::{Fault, Hop};
+use crate::guard;
+use crate::listener::Listener;
+use crate::live::body::Body;
+use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
+use crate::pool::{Pool, Target};
+use crate::serve::{serve_http1, serve_http2};
+use crate::source::{Enforced, EnforcedWatch, Outcome};
+use crate::tunnel;
+
+/// One inbound listener.
+pub(crate) struct Inbound {
+    listener: Arc<Listener>,
+    protocol: Protocol,
+    app: Address,
+    tls: ServerTls,
+    identity: IdentityWatch,
+    enforced: EnforcedWatch,
+    decisions: Arc<Decisions>,
+    connections: Arc<Connections>,
+    lifecycle: Lifecycle,
+    /// To the app in HTTP/1.1; made when it is first needed, as the other.
+    http1: OnceLock<Arc<Pool>>,
+    /// To the app in HTTP/2: gRPC knows nothing else.
+    http2: OnceLock<Arc<Pool>>,
+}
+
+/// What an inbound listener works with.
+pub(crate) struct Shared {
+    pub(crate) identity: IdentityWatch,
+    pub(crate) enforced: EnforcedWatch,
+    pub(crate) decisions: Arc<Decisions>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) lifecycle: Lifecycle,
+}
+
+/// A connection whose peer is authenticated.
+struct Caller {
+    inbound: Arc<Inbound>,
+    entry: Entry,
+    peer: Peer,
+    /// What the app is told of the peer.
+    client_cert: Option<HeaderValue>,
+    upgraded: Upgraded,
+}
+
+type Stream = TlsStream<Metered<TcpStream>>;
+
+impl Inbound {
+    pub(crate) fn new(listener: Arc<Listener>, protocol: Protocol, app: Address, shared: &Shared) -> Arc<Self> {
+        let alpn = match protocol {
+            Protocol::Http => Alpn::Http,
+            Protocol::Grpc => Alpn::Http2,
+            Protocol::Tcp => Alpn::None,
+        };
+        Arc::new(Self {
+            listener,
+            protocol,
+            app,
+            tls: ServerTls::new(shared.identity.clone(), alpn),
+            identity: shared.identity.clone(),
+            enforced: shared.enforced.clone(),
+            decisions: Arc::clone(&shared.decisions),
+            connections: Arc::clone(&shared.connections),
+            lifecycle: shared.lifecycle.clone(),
+            http1: OnceLock::new(),
+            http2: OnceLock::new(),
+        })
+    }
+
+    /// Serves one connection until it ends.
+    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
+        let Some((stream, caller)) = self.handshake(tcp, remote).await else { return };
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let caller = Arc::new(caller);
+        let connection = &caller.entry.connection;
+        let answer = |request| Arc::clone(&caller).answer(request);
+        match self.protocol {
+            Protocol::Tcp => caller.carry(stream).await,
+            Protocol::Http | Protocol::Grpc if http2 => {
+                serve_http2(connection, stream, &self.lifecycle, answer).await;
+            }
+            Protocol::Http => serve_http1(connection, stream, &caller.upgraded, answer).await,
+            Protocol::Grpc => {
+                tracing::debug!(listener = %self.listener.name, %remote, "closed a connection: gRPC needs HTTP/2");
+                self.listener.metrics.refused("alpn");
+            }
+        }
+    }
+
+    /// The TLS handshake, after which we know who calls.
+    async fn handshake(self: &Arc<Self>, tcp: TcpStream, remote: SocketAddr) -> Option<(Stream, Caller)> {
+        let made = match self.tls.current() {
+            Ok(Some(made)) => made,
+            Ok(None) => {
+                self.refuse(remote, "no_identity", "this sidecar has no identity yet");
+                return None;
+            }
+            Err(error) => {
+                self.refuse(remote, "unusable_identity", &error);
+                return None;
+            }
+        };
+        let traffic = Arc::new(Traffic::default());
+        let io = Metered::new(tcp, Arc::clone(&traffic));
+        let handshake = timeout(self.listener.limits.handshake, TlsAcceptor::from(made.config).accept(io));
+        let accepted = tokio::select! {
+            accepted = handshake => accepted,
+            () = self.lifecycle.stopping() => return None,
+        };
+        let stream = match accepted {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                match tls::refusal(&error) {
+                    Some(refusal) => self.refuse(remote, refusal.reason(), refusal),
+                    None => self.refuse(remote, "broke", &error),
+                }
+                return None;
+            }
+            Err(_) => {
+                self.refuse(remote, "timeout", "it took too long");
+                return None;
+            }
+        };
+        let connection = stream.get_ref().1;
+        let tls = facts(connection);
+        let peer = match authenticate(connection, Role::Client, &made.identity.bundles, None, UnixTime::now()) {
+            Ok(peer) => peer,
+            Err(refusal) => {
+                self.refuse(remote, refusal.reason(), &refusal);
+                return None;
+            }
+        };
+        self.listener.metrics.handshake(&tls);
+        let kind = if self.protocol == Protocol::Tcp { Kind::Tcp } else { Kind::Http };
+        let connection =
+            Connection::new(Arc::clone(&self.listener), kind, Some(peer.clone()), remote, Some(tls), traffic);
+        let entry = self.connections.enter(connection);
+        self.still_trusted(&peer, &made.identity, remote)?;
+        let client_cert = client_cert(&made.identity, &peer);
+        Some((stream, Caller { inbound: Arc::clone(self), entry, peer, client_cert, upgraded: Upgraded::default() }))
+    }
+
+    /// The trust may have changed during the handshake, when the reviewer did not know of this connection.
+    fn still_trusted(&self, peer: &Peer, shown: &Arc<Identity>, remote: SocketAddr) -> Option<()> {
+        let newest = self.identity.borrow().clone()?;
+        if Arc::ptr_eq(&newest, shown) {
+            return Some(());
+        }
+        match peer.still_trusted(&newest.bundles, UnixTime::now()) {
+            Ok(()) => Some(()),
+            Err(refusal) => {
+                self.refuse(remote, refusal.reason(), &refusal);
+                None
+            }
+        }
+    }
+
+    fn refuse(&self, remote: SocketAddr, reason: &'static str, why: &(impl std::fmt::Display + ?Sized)) {
+        self.listener.metrics.handshake_failed(reason);
+        tracing::warn!(listener = %self.listener.name, %remote, reason, "refused a handshake: {why}");
+    }
+
+    /// The pool for a request: gRPC goes on in HTTP/2, everything else in HTTP/1.1.
+    fn pool(&self, http2: bool) -> &Arc<Pool> {
+        let made = if http2 { &self.http2 } else { &self.http1 };
+        made.get_or_init(|| {
+            let target = Target::App { address: self.app.clone(), http2 };
+            Pool::new(target, self.protocol, Arc::clone(&self.listener), &self.connections, &self.lifecycle)
+        })
+    }
+
+    fn enforced(&self) -> Option<Arc<Enforced>> {
+        self.enforced.borrow().clone()
+    }
+
+    fn record(
+        &self,
+        peer: &Peer,
+        action: &Action<'_>,
+        enforced: &Enforced,
+        outcome: &Outcome,
+        why: String,
+    ) -> Arc<str> {
+        self.decisions.record(Denial {
+            listener: Arc::clone(&self.listener.name),
+            from: peer.id().to_string(),
+            to: enforced.destination().to_string(),
+            request: action.to_string(),
+            verdict: outcome.verdict,
+            rule: outcome.rule.clone(),
+            explanation: why,
+        })
+    }
+
+    /// Asks the policy, and records what it does not allow.
+    fn authorize(&self, peer: &Peer, action: Action<'_>) -> Result<Outcome, Fault> {
+        // Compiled a moment after the identity came; without it nothing was decided, and so nothing is allowed.
+        let Some(enforced) = self.enforced() else {
+            return Err(Fault::NoIdentity("the policy is being compiled".into()));
+        };
+        let (decision, outcome) = enforced.decide(peer.id(), action);
+        if decision.passes() && !decision.audited() {
+            return Ok(outcome);
+        }
+        let passes = decision.passes();
+        let id = self.record(peer, &action, &enforced, &outcome, decision.to_string());
+        if passes { Ok(outcome) } else { Err(Fault::Denied(id)) }
+    }
+}
+
+impl Caller {
+    /// Answers one request.
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let (mut ticket, as_grpc) = exchange::open(&self.entry.connection, &parts, &body);
+        if let Err(fault) = self.admit(&parts, &mut ticket) {
+            return exchange::settle(ticket, &fault, as_grpc);
+        }
+        let http2 = self.inbound.protocol == Protocol::Grpc || (parts.version == Version::HTTP_2 && as_grpc);
+        let pool = self.inbound.pool(http2);
+        let prepare = |headers: &mut HeaderMap| {
+            if let Some(client_cert) = &self.client_cert {
+                headers.insert(CLIENT_CERT, client_cert.clone());
+            }
+        };
+        let clean = guard::headers::sanitize_response;
+        let forwarded = exchange::forward(Passed { parts, body }, ticket, pool, prepare, clean, &self.upgraded).await;
+        match forwarded {
+            Ok(response) => response,
+            Err((ticket, Failed::Fault(fault))) => exchange::settle(ticket, &fault, as_grpc),
+            Err((ticket, Failed::Cut(cut))) => {
+                let fault = cut.fault(Hop::App, || self.denied_since(&ticket));
+                exchange::settle(ticket, &fault, as_grpc)
+            }
+        }
+    }
+
+    /// The guard, then the policy.
+    fn admit(&self, parts: &http::request::Parts, ticket: &mut Ticket) -> Result<(), Fault> {
+        guard::check(parts).map_err(Fault::Refused)?;
+        let action = Action::Http { method: parts.method.as_str(), path: parts.uri.path() };
+        ticket.outcome = Some(self.inbound.authorize(&self.peer, action)?);
+        Ok(())
+    }
+
+    /// The fault of a request that was let pass, and that the policy denies now.
+    fn denied_since(&self, ticket: &Ticket) -> Fault {
+        let action = Action::Http { method: ticket.flight.method.as_str(), path: ticket.flight.path() };
+        match self.inbound.authorize(&self.peer, action) {
+            Err(fault) => fault,
+            // It was changed back in the meantime; the request is gone all the same.
+            Ok(_) => Fault::Untrusted,
+        }
+    }
+
+    /// Carries bytes of which nothing is known; the app may speak first.
+    async fn carry(&self, stream: Stream) {
+        let connection = &self.entry.connection;
+        let carried = async {
+            self.inbound.authorize(&self.peer, Action::Tcp)?;
+            let (app, ..) = dial_app(&self.inbound.app, &self.inbound.listener.limits).await?;
+            Ok::<_, Fault>(tunnel::copy(stream, app).await)
+        };
+        match connection.unless_closed(carried).await {
+            Some(Err(fault)) => exchange::report(connection, &fault, None),
+            Some(Ok(Err(error))) => {
+                tracing::debug!(listener = %connection.listener.name, %error, "a connection broke");
+            }
+            Some(Ok(Ok(()))) | None => {}
+        }
+    }
+}
+
+/// What the app is told of the peer; the same for every request on a connection.
+fn client_cert(identity: &Identity, peer: &Peer) -> Option<HeaderValue> {
+    let mut headers = HeaderMap::new();
+    guard::headers::set_client_cert(&mut headers, identity.svid.id(), peer);
+    headers.remove(CLIENT_CERT)
+}
+
+const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");

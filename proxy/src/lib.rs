@@ -1,0 +1,33 @@
+//! The data path: every request and connection between an app and the other workloads of the mesh.
+//!
+//! A request out: `outbound` accept, guard, pick an endpoint, connect (pooled, the peer's identity checked), forward.
+//! A request in: `inbound` accept, handshake, authenticate, guard (framing, path), authorize, forward to the app.
+//! Identity comes from any SPIFFE Workload API, policy from the feed beside it or a file; both are taken up live.
+//! Not here: who issues identities, and secrets. This crate knows neither the agent nor the authority.
+//!
+//! Invariant: between sidecars nothing goes in plain, and nothing reaches an app that was not authenticated and let
+//! pass by the policy in force.
+
+mod accept;
+mod access;
+mod admin;
+mod config;
+mod decisions;
+mod dial;
+mod exchange;
+mod fault;
+pub mod guard;
+mod inbound;
+mod listener;
+mod listeners;
+mod live;
+mod outbound;
+mod pool;
+mod proxy;
+mod serve;
+mod source;
+mod telemetry;
+mod tunnel;
+
+pub use config::{Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol};
+pub use proxy::{ProxyError, Surroundings, run};

@@ -1,0 +1,159 @@
+//! The listeners that are bound now, and how a new configuration changes them.
+//!
+//! A listener that the new configuration has unchanged is not touched, nor are its connections. One that is gone or
+//! changed takes no new connection, and those it has finish; a changed one goes on with the same socket, so that no
+//! connection attempt is refused. Either the whole new configuration is taken up or nothing of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::accept::accept;
+use crate::config::{self, Config, Limits};
+use crate::dial::Workload;
+use crate::inbound::{Inbound, Shared};
+use crate::listener::Listener;
+use crate::outbound::Outbound;
+use crate::proxy::ProxyError;
+use crate::source::Waiting;
+
+/// The listeners of the process.
+pub(crate) struct Listeners {
+    shared: Shared,
+    waiting: Waiting,
+    running: Vec<Running>,
+}
+
+/// What a listener is made from; it is made anew where any of it changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Plan {
+    listener: Entry,
+    limits: Limits,
+    access_log: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Entry {
+    Inbound(config::Inbound),
+    Outbound(config::Outbound),
+}
+
+struct Running {
+    plan: Plan,
+    listener: Arc<Listener>,
+    socket: Arc<TcpListener>,
+    ended: CancellationToken,
+    accepting: JoinHandle<()>,
+}
+
+impl Plan {
+    fn of(config: &Config) -> Vec<Self> {
+        let inbound = config.inbound.iter().cloned().map(Entry::Inbound);
+        let outbound = config.outbound.iter().cloned().map(Entry::Outbound);
+        let plan = |listener| Self { listener, limits: config.limits, access_log: config.access_log };
+        inbound.chain(outbound).map(plan).collect()
+    }
+
+    fn address(&self) -> SocketAddr {
+        match &self.listener {
+            Entry::Inbound(inbound) => inbound.listen,
+            Entry::Outbound(outbound) => outbound.listen,
+        }
+    }
+}
+
+impl Listeners {
+    /// None yet. `waiting` says why there is no identity.
+    pub(crate) fn new(shared: Shared, waiting: Waiting) -> Self {
+        Self { shared, waiting, running: Vec::new() }
+    }
+
+    /// Makes the listeners those of `config`.
+    ///
+    /// # Errors
+    /// An address cannot be bound; then nothing was changed.
+    pub(crate) async fn apply(&mut self, config: &Config) -> Result<(), ProxyError> {
+        let mut plans = Plan::of(config);
+        plans.retain(|plan| !self.running.iter().any(|running| running.plan == *plan));
+        let wanted = Plan::of(config);
+        // Bound before anything ends, so that a failure leaves all as it was.
+        let mut started = Vec::new();
+        for plan in plans {
+            let socket = self.socket(plan.address()).await?;
+            started.push((plan, socket));
+        }
+        let (kept, gone) =
+            std::mem::take(&mut self.running).into_iter().partition(|r: &Running| wanted.contains(&r.plan));
+        self.running = kept;
+        for running in gone {
+            self.end(running).await;
+        }
+        for (plan, socket) in started {
+            let running = self.start(plan, socket);
+            self.running.push(running);
+        }
+        Ok(())
+    }
+
+    /// Ends the inbound listeners: no new connection, and those that there are finish.
+    pub(crate) async fn end_inbound(&mut self) {
+        let (inbound, others) =
+            std::mem::take(&mut self.running).into_iter().partition(|r: &Running| r.listener.is_inbound());
+        self.running = others;
+        for running in inbound {
+            self.end(running).await;
+        }
+    }
+
+    /// A socket at `address`: that of the running listener there, which is about to end, or a new one.
+    async fn socket(&self, address: SocketAddr) -> Result<Arc<TcpListener>, ProxyError> {
+        if let Some(running) =
+            self.running.iter().find(|running| running.plan.address() == address && address.port() != 0)
+        {
+            return Ok(Arc::clone(&running.socket));
+        }
+        let bound = TcpListener::bind(address).await;
+        bound.map(Arc::new).map_err(|source| ProxyError::Bind { address, source })
+    }
+
+    async fn end(&self, running: Running) {
+        running.ended.cancel();
+        // It only accepts, so it ends at once; a panic there has nothing more to tell here.
+        let _ = running.accepting.await;
+        running.listener.begin_finish();
+        self.shared.connections.finish(&running.listener);
+        tracing::info!(listener = %running.listener.name, "the listener takes no new connections");
+    }
+
+    fn start(&self, plan: Plan, socket: Arc<TcpListener>) -> Running {
+        let Shared { identity, connections, lifecycle, .. } = &self.shared;
+        let (limits, access_log) = (plan.limits, plan.access_log);
+        let ended = CancellationToken::new();
+        let at = socket.local_addr().unwrap_or_else(|_| plan.address());
+        let (listener, accepting) = match &plan.listener {
+            Entry::Inbound(config) => {
+                let listener = Listener::inbound(config, limits, access_log, identity.clone());
+                let inbound = Inbound::new(Arc::clone(&listener), config.protocol, config.app.clone(), &self.shared);
+                let serve = move |stream, remote| Arc::clone(&inbound).serve(stream, remote);
+                let accepts =
+                    accept(Arc::clone(&socket), Arc::clone(&listener), ended.clone(), lifecycle.clone(), serve);
+                (listener, lifecycle.spawn(accepts))
+            }
+            Entry::Outbound(config) => {
+                let listener = Listener::outbound(config, limits, access_log, identity.clone());
+                let (to, expected) = (config.to.clone(), config.identity.clone());
+                let workload = Workload::new(to, expected, identity.clone(), self.waiting.clone());
+                let outbound = Outbound::new(Arc::clone(&listener), config.protocol, workload, connections, lifecycle);
+                let serve = move |stream, remote| Arc::clone(&outbound).serve(stream, remote);
+                let accepts =
+                    accept(Arc::clone(&socket), Arc::clone(&listener), ended.clone(), lifecycle.clone(), serve);
+                (listener, lifecycle.spawn(accepts))
+            }
+        };
+        tracing::info!(listener = %listener.name, direction = listener.direction.as_str(), address = %at, "listening");
+        Running { plan, listener, socket, ended, accepting }
+    }
+}

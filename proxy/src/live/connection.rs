@@ -1,0 +1,266 @@
+//! One connection, the orders that it takes, and the registry of all of them.
+
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::Poll;
+
+use countersign_identity::Peer;
+use futures::task::AtomicWaker;
+
+use super::flight::Flight;
+use super::traffic::Traffic;
+use crate::listener::Listener;
+use crate::pool::Pool;
+
+/// What a connection carries, and who opened it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Requests; accepted.
+    Http,
+    /// Bytes; accepted.
+    Tcp,
+    /// Requests; dialled, and perhaps waiting in a pool.
+    Pooled,
+    /// Bytes; dialled for one accepted connection.
+    Relayed,
+}
+
+/// What a handshake agreed on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TlsFacts {
+    /// `1.3`.
+    pub(crate) version: &'static str,
+    /// The key exchange group.
+    pub(crate) group: &'static str,
+    /// Whether a session was resumed.
+    pub(crate) resumed: bool,
+}
+
+/// One connection.
+pub(crate) struct Connection {
+    /// The listener that accepted it, or for which it was dialled.
+    pub(crate) listener: Arc<Listener>,
+    /// What it carries.
+    pub(crate) kind: Kind,
+    /// Who is at the other end, if it proved it.
+    pub(crate) peer: Option<Peer>,
+    /// Where the other end is.
+    pub(crate) remote: SocketAddr,
+    /// What the handshake agreed on, if there was one.
+    pub(crate) tls: Option<TlsFacts>,
+    /// Its bytes.
+    pub(crate) traffic: Arc<Traffic>,
+    orders: AtomicU8,
+    waker: AtomicWaker,
+    flights: Mutex<Vec<Arc<Flight>>>,
+    /// What the reviewer saw last: bytes received and sent, and for how many looks nothing had moved.
+    seen: (AtomicU64, AtomicU64),
+    quiet: AtomicU32,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        listener: Arc<Listener>,
+        kind: Kind,
+        peer: Option<Peer>,
+        remote: SocketAddr,
+        tls: Option<TlsFacts>,
+        traffic: Arc<Traffic>,
+    ) -> Self {
+        Self {
+            listener,
+            kind,
+            peer,
+            remote,
+            tls,
+            traffic,
+            orders: AtomicU8::new(0),
+            waker: AtomicWaker::new(),
+            flights: Mutex::new(Vec::new()),
+            seen: (AtomicU64::new(0), AtomicU64::new(0)),
+            quiet: AtomicU32::new(0),
+        }
+    }
+
+    /// Ends it now, with everything on it.
+    pub(crate) fn close(&self) {
+        self.order(CLOSE);
+        self.traffic.shut();
+    }
+
+    /// Lets it take no new request, and end when those under way have ended. Bytes go on.
+    pub(crate) fn finish(&self) {
+        self.order(FINISH);
+    }
+
+    fn order(&self, order: u8) {
+        if self.orders.fetch_or(order, Ordering::AcqRel) & order == 0 {
+            self.waker.wake();
+        }
+    }
+
+    /// Runs a server connection until it ends or is ordered to; `finish` lets it take no new request. `None` if it was
+    /// closed by order.
+    pub(crate) async fn serve<C: Future>(&self, connection: C, finish: fn(Pin<&mut C>)) -> Option<C::Output> {
+        let mut connection = pin!(connection);
+        let mut finishing = false;
+        poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            let orders = self.orders.load(Ordering::Acquire);
+            if orders & CLOSE != 0 {
+                return Poll::Ready(None);
+            }
+            if orders & FINISH != 0 && !finishing {
+                finishing = true;
+                finish(connection.as_mut());
+            }
+            connection.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
+    /// Runs `work` until it ends or the connection is closed by order; then `None`.
+    pub(crate) async fn unless_closed<F: Future>(&self, work: F) -> Option<F::Output> {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            if self.orders.load(Ordering::Acquire) & CLOSE != 0 {
+                return Poll::Ready(None);
+            }
+            work.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
+    /// Whether it was ordered to end, now or when its requests have ended.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.orders.load(Ordering::Acquire) != 0
+    }
+
+    /// A look at it, once a second: adds its bytes to the metrics. Returns for how many looks nothing has moved.
+    pub(super) fn look(&self) -> u32 {
+        let (received, sent) = self.traffic.so_far();
+        let new_received = received - self.seen.0.swap(received, Ordering::Relaxed);
+        let new_sent = sent - self.seen.1.swap(sent, Ordering::Relaxed);
+        if new_received + new_sent == 0 {
+            return self.quiet.fetch_add(1, Ordering::Relaxed) + 1;
+        }
+        self.quiet.store(0, Ordering::Relaxed);
+        // What is relayed on the other side is the same bytes again.
+        if matches!(self.kind, Kind::Http | Kind::Tcp) {
+            self.listener.metrics.bytes(new_received, new_sent);
+        }
+        0
+    }
+
+    pub(super) fn add(&self, flight: Arc<Flight>) {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner).push(flight);
+    }
+
+    pub(super) fn remove(&self, flight: &Arc<Flight>) {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = flights.iter().position(|other| Arc::ptr_eq(other, flight)) {
+            flights.swap_remove(place);
+        }
+    }
+
+    pub(super) fn each_flight(&self, mut visit: impl FnMut(&Flight)) {
+        let flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.iter().for_each(|flight| visit(flight));
+    }
+}
+
+/// Every connection of the process.
+#[derive(Default)]
+pub(crate) struct Connections {
+    live: Mutex<HashMap<u64, Arc<Connection>>>,
+    pools: Mutex<Vec<Weak<Pool>>>,
+    next: AtomicU64,
+    stopped: AtomicBool,
+}
+
+/// A place in the registry; the connection leaves it when this is dropped.
+pub(crate) struct Entry {
+    connections: Arc<Connections>,
+    number: u64,
+    /// The connection.
+    pub(crate) connection: Arc<Connection>,
+}
+
+impl Connections {
+    /// Enters a connection. It takes up the orders that its listener was given before.
+    pub(crate) fn enter(self: &Arc<Self>, connection: Connection) -> Entry {
+        let connection = Arc::new(connection);
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        connection.listener.metrics.opened(connection.kind);
+        self.lock().insert(number, Arc::clone(&connection));
+        // After it was entered, so that no order falls between.
+        if self.stopped.load(Ordering::SeqCst) {
+            connection.close();
+        }
+        if connection.listener.is_finishing() && connection.kind != Kind::Pooled {
+            connection.finish();
+        }
+        Entry { connections: Arc::clone(self), number, connection }
+    }
+
+    /// All connections now.
+    pub(crate) fn all(&self) -> Vec<Arc<Connection>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// How many accepted connections satisfy `which`.
+    pub(crate) fn count(&self, which: impl Fn(&Connection) -> bool) -> usize {
+        self.lock().values().filter(|connection| which(connection)).count()
+    }
+
+    /// Lets the accepted connections of a listener finish.
+    pub(crate) fn finish(&self, listener: &Arc<Listener>) {
+        let ours = |connection: &&Arc<Connection>| Arc::ptr_eq(&connection.listener, listener);
+        self.lock().values().filter(ours).for_each(|connection| {
+            if matches!(connection.kind, Kind::Http | Kind::Tcp) {
+                connection.finish();
+            }
+        });
+    }
+
+    /// Closes every connection, and each that comes later.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.lock().values().for_each(|connection| connection.close());
+    }
+
+    /// Lets the reviewer look after a pool.
+    pub(crate) fn look_after(&self, pool: &Arc<Pool>) {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(pool));
+    }
+
+    /// The pools that are in use.
+    pub(super) fn pools(&self) -> Vec<Arc<Pool>> {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|pool| pool.strong_count() > 0);
+        pools.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.connection.look();
+        self.connection.listener.metrics.closed(self.connection.kind);
+        self.connections.lock().remove(&self.number);
+    }
+}
+
+/// Take no new request, and end when those under way have ended.
+const FINISH: u8 = 1;
+
+/// End now.
+const CLOSE: u8 = 2;

@@ -1,0 +1,242 @@
+//! One request under way.
+//!
+//! Invariant: a request is entered in its connection before it is decided about, so that a change of the policy either
+//! is seen by the decision or finds the request.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use futures::task::AtomicWaker;
+use http::request::Parts;
+use http::{Method, StatusCode, Uri};
+
+use super::connection::Connection;
+use crate::access;
+use crate::fault::{Blame, Fault, Hop};
+use crate::source::Outcome;
+
+/// Why a request is ended by order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Cut {
+    /// The policy denies it now.
+    Denied = 1,
+    /// The response did not begin in time.
+    FirstByte = 2,
+    /// Nothing moved for too long.
+    Idle = 3,
+}
+
+/// A request under way, as all parts of it see it: the one allocation that it costs here.
+pub(crate) struct Flight {
+    /// The method.
+    pub(crate) method: Method,
+    /// The target as it was received.
+    pub(crate) uri: Uri,
+    started: Instant,
+    cut: AtomicU8,
+    response: AtomicWaker,
+    request: AtomicWaker,
+    /// The request body has ended.
+    uploaded: AtomicBool,
+    /// The response has begun.
+    answered: AtomicBool,
+    /// It was upgraded: its bytes are counted on the connection alone.
+    upgraded: AtomicBool,
+    /// Bytes of the request and the response body.
+    up: AtomicU64,
+    down: AtomicU64,
+    /// What the reviewer saw last, and for how many looks nothing had moved or been answered.
+    seen: AtomicU64,
+    quiet: AtomicU32,
+    unanswered: AtomicU32,
+}
+
+impl Flight {
+    /// The path that the policy is asked about: the very bytes that are forwarded, without the query.
+    pub(crate) fn path(&self) -> &str {
+        self.uri.path()
+    }
+
+    /// Ends it.
+    pub(crate) fn cut(&self, reason: Cut) {
+        if self.cut.compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.response.wake();
+            self.request.wake();
+        }
+    }
+
+    /// Why it was ended by order, if it was.
+    pub(crate) fn reason(&self) -> Option<Cut> {
+        match self.cut.load(Ordering::Acquire) {
+            1 => Some(Cut::Denied),
+            2 => Some(Cut::FirstByte),
+            3 => Some(Cut::Idle),
+            _ => None,
+        }
+    }
+
+    /// As [`Flight::reason`], for the part that carries the response; wakes it when that changes.
+    pub(crate) fn poll_response(&self, cx: &Context<'_>) -> Option<Cut> {
+        self.response.register(cx.waker());
+        self.reason()
+    }
+
+    /// As [`Flight::reason`], for the part that carries the request.
+    pub(crate) fn poll_request(&self, cx: &Context<'_>) -> Option<Cut> {
+        self.request.register(cx.waker());
+        self.reason()
+    }
+
+    /// Counts bytes of the request body.
+    pub(crate) fn moved_up(&self, bytes: usize) {
+        self.up.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Counts bytes of the response body.
+    pub(crate) fn moved_down(&self, bytes: usize) {
+        self.down.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Notes that the request body has ended.
+    pub(crate) fn upload_ended(&self) {
+        self.uploaded.store(true, Ordering::Release);
+    }
+
+    /// Notes that it was upgraded.
+    pub(crate) fn becomes_tunnel(&self) {
+        self.upgraded.store(true, Ordering::Release);
+    }
+
+    /// Whether the request body has ended.
+    pub(crate) fn has_uploaded(&self) -> bool {
+        self.uploaded.load(Ordering::Acquire)
+    }
+
+    /// A look at it, once a second: for how many looks it has waited for the response to begin, and for how many
+    /// nothing has moved. The time for the first byte begins when the request was sent.
+    pub(super) fn look(&self) -> (u32, u32) {
+        let unanswered = if self.has_uploaded() && !self.answered.load(Ordering::Acquire) {
+            self.unanswered.fetch_add(1, Ordering::Relaxed)
+        } else {
+            0
+        };
+        let moved = self.up.load(Ordering::Relaxed) + self.down.load(Ordering::Relaxed);
+        if self.seen.swap(moved, Ordering::Relaxed) != moved || self.upgraded.load(Ordering::Acquire) {
+            self.quiet.store(0, Ordering::Relaxed);
+            return (unanswered, 0);
+        }
+        (unanswered, self.quiet.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Holds a request in its connection, and records what became of it when dropped.
+pub(crate) struct Ticket {
+    /// The request.
+    pub(crate) flight: Arc<Flight>,
+    /// Where it came in.
+    pub(crate) connection: Arc<Connection>,
+    /// What the policy said.
+    pub(crate) outcome: Option<Outcome>,
+    status: Option<StatusCode>,
+    blame: Option<Blame>,
+}
+
+impl Ticket {
+    /// Enters a request in its connection.
+    pub(crate) fn open(connection: &Arc<Connection>, parts: &Parts, without_body: bool) -> Self {
+        let flight = Arc::new(Flight {
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            started: Instant::now(),
+            cut: AtomicU8::new(0),
+            response: AtomicWaker::new(),
+            request: AtomicWaker::new(),
+            uploaded: AtomicBool::new(without_body),
+            answered: AtomicBool::new(false),
+            upgraded: AtomicBool::new(false),
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
+            quiet: AtomicU32::new(0),
+            unanswered: AtomicU32::new(0),
+        });
+        connection.add(Arc::clone(&flight));
+        Self { flight, connection: Arc::clone(connection), outcome: None, status: None, blame: None }
+    }
+
+    /// Notes that the response has begun, and whose fault it is if it is one of ours.
+    pub(crate) fn answered(&mut self, status: StatusCode, blame: Option<Blame>) {
+        self.status = Some(status);
+        self.blame = blame;
+        self.flight.answered.store(true, Ordering::Release);
+        self.connection.listener.metrics.first_byte.record(self.flight.started.elapsed());
+    }
+
+    /// Notes whose fault it is that the response ended early.
+    pub(crate) fn spoilt(&mut self, blame: Blame) {
+        self.blame.get_or_insert(blame);
+    }
+
+    /// Runs `work` until it ends or the request is ended by order.
+    pub(crate) async fn unless_cut<F: Future>(&self, work: F) -> Result<F::Output, Cut> {
+        let mut work = pin!(work);
+        poll_fn(|cx| match self.flight.poll_response(cx) {
+            Some(cut) => Poll::Ready(Err(cut)),
+            None => work.as_mut().poll(cx).map(Ok),
+        })
+        .await
+    }
+}
+
+impl Cut {
+    /// The fault that it is where the response has not begun.
+    pub(crate) fn fault(self, hop: Hop, denied: impl FnOnce() -> Fault) -> Fault {
+        match self {
+            Self::Denied => denied(),
+            Self::FirstByte => Fault::FirstByte(hop),
+            Self::Idle => Fault::Idle(hop),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.connection.remove(&self.flight);
+        // Dropped before there was an answer: the caller went away.
+        let (status, blame) = match self.status {
+            Some(status) => (status.as_u16(), self.blame),
+            None => (CLIENT_CLOSED, Some(Blame::Client)),
+        };
+        let flight = &self.flight;
+        let took = flight.started.elapsed();
+        let metrics = &self.connection.listener.metrics;
+        metrics.duration.record(took);
+        metrics.request(
+            self.connection.peer.as_ref().map(countersign_identity::Peer::id),
+            &flight.method,
+            status,
+            blame,
+        );
+        if self.connection.listener.access_log {
+            access::log(&access::Line {
+                connection: &self.connection,
+                method: &flight.method,
+                target: &flight.uri,
+                status,
+                blame,
+                outcome: self.outcome.as_ref(),
+                up: flight.up.load(Ordering::Relaxed),
+                down: flight.down.load(Ordering::Relaxed),
+                took,
+            });
+        }
+    }
+}
+
+/// What nginx logs where the client closed the connection before the response.
+const CLIENT_CLOSED: u16 = 499;

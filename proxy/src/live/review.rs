@@ -1,0 +1,163 @@
+//! Looks through everything under way and ends what may not go on.
+//!
+//! On a change of the bundles: connections whose peer is not trusted any more. On a change of the policy: raw
+//! connections and requests that it denies now. Once a second: expired peers, limits of time, and the metrics.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_identity::{Identity, IdentityWatch, Peer, Refusal};
+use countersign_policy::Action;
+use countersign_runtime::Lifecycle;
+use metrics_exporter_prometheus::PrometheusHandle;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::connection::{Connection, Connections, Kind};
+use super::flight::Cut;
+use crate::config::Limits;
+use crate::source::{Enforced, EnforcedWatch};
+
+/// What the reviewer works with.
+pub(crate) struct Reviewer {
+    /// Everything under way.
+    pub(crate) connections: Arc<Connections>,
+    /// Whom we trust.
+    pub(crate) identity: IdentityWatch,
+    /// What is allowed.
+    pub(crate) enforced: EnforcedWatch,
+    /// Tidied up from time to time, or samples would pile up where nobody scrapes.
+    pub(crate) metrics: PrometheusHandle,
+    /// When to end.
+    pub(crate) lifecycle: Lifecycle,
+}
+
+/// Reviews until the process stops; then it closes every connection.
+pub(crate) async fn review(mut reviewer: Reviewer) {
+    let mut trusted = reviewer.identity.borrow_and_update().clone();
+    let mut clock = interval(LOOK);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks: u32 = 0;
+    loop {
+        tokio::select! {
+            () = reviewer.lifecycle.stopping() => return reviewer.connections.stop(),
+            Ok(()) = reviewer.identity.changed() => {
+                let newest = reviewer.identity.borrow_and_update().clone();
+                if let Some(newest) = newest {
+                    if trusted.as_ref().is_none_or(|before| before.bundles != newest.bundles) {
+                        review_trust(&reviewer.connections, &newest).await;
+                    }
+                    trusted = Some(newest);
+                }
+            }
+            Ok(()) = reviewer.enforced.changed() => {
+                let newest = reviewer.enforced.borrow_and_update().clone();
+                if let Some(newest) = newest {
+                    review_policy(&reviewer.connections, &newest).await;
+                }
+            }
+            _ = clock.tick() => {
+                look(&reviewer.connections);
+                looks = looks.wrapping_add(1);
+                if looks.is_multiple_of(UPKEEP) {
+                    reviewer.metrics.run_upkeep();
+                }
+            }
+        }
+    }
+}
+
+/// Closes the connections whose peer the bundles do not vouch for any more.
+async fn review_trust(connections: &Connections, identity: &Identity) {
+    let now = UnixTime::now();
+    // Many connections show the same certificate; it is verified once.
+    let mut verdicts: HashMap<CertificateDer<'static>, Result<(), Refusal>> = HashMap::new();
+    for (index, connection) in connections.all().iter().enumerate() {
+        let Some(peer) = &connection.peer else { continue };
+        let Some(leaf) = peer.leaf() else { continue };
+        let verdict = verdicts.entry(leaf.clone()).or_insert_with(|| peer.still_trusted(&identity.bundles, now));
+        if let Err(refusal) = verdict {
+            close(connection, peer, &refusal.to_string(), "untrusted");
+        }
+        breathe(index).await;
+    }
+}
+
+/// Ends what the policy denies now.
+async fn review_policy(connections: &Connections, enforced: &Enforced) {
+    for (index, connection) in connections.all().iter().enumerate() {
+        let Some(peer) = &connection.peer else { continue };
+        match connection.kind {
+            Kind::Tcp if connection.listener.is_inbound() && !enforced.still_passes(peer.id(), Action::Tcp) => {
+                close(connection, peer, "the policy denies it now", "denied");
+            }
+            Kind::Http if connection.listener.is_inbound() => connection.each_flight(|flight| {
+                let action = Action::Http { method: flight.method.as_str(), path: flight.path() };
+                if !enforced.still_passes(peer.id(), action) {
+                    tracing::info!(listener = %connection.listener.name, peer = %peer.id(), request = %action,
+                        "ended a request that the policy denies now");
+                    flight.cut(Cut::Denied);
+                }
+            }),
+            _ => {}
+        }
+        breathe(index).await;
+    }
+}
+
+fn close(connection: &Connection, peer: &Peer, why: &str, reason: &'static str) {
+    tracing::info!(listener = %connection.listener.name, peer = %peer.id(), remote = %connection.remote, why,
+        "closed a connection");
+    connection.listener.metrics.ended(reason);
+    connection.close();
+}
+
+/// What depends on the time.
+fn look(connections: &Connections) {
+    let now = UnixTime::now();
+    for connection in connections.all() {
+        let limits = &connection.listener.limits;
+        if connection.look() >= looks_of(limits.idle) && connection.kind != Kind::Pooled {
+            connection.listener.metrics.ended("idle");
+            connection.close();
+        }
+        if connection.kind == Kind::Http {
+            look_at_requests(&connection, limits, now);
+        }
+    }
+    connections.pools().iter().for_each(|pool| pool.tidy());
+}
+
+fn look_at_requests(connection: &Connection, limits: &Limits, now: UnixTime) {
+    let expired = connection.peer.as_ref().is_some_and(|peer| now > peer.not_after());
+    if expired && !connection.is_ending() {
+        connection.listener.metrics.ended("expired");
+        connection.finish();
+    }
+    connection.each_flight(|flight| {
+        let (unanswered, quiet) = flight.look();
+        if unanswered >= looks_of(limits.first_byte) {
+            flight.cut(Cut::FirstByte);
+        } else if quiet >= looks_of(limits.idle) {
+            flight.cut(Cut::Idle);
+        }
+    });
+}
+
+fn looks_of(limit: Duration) -> u32 {
+    u32::try_from(limit.as_secs()).unwrap_or(u32::MAX).max(1)
+}
+
+/// Lets other tasks run now and then: a review may go through ten thousand connections.
+async fn breathe(index: usize) {
+    if index % 64 == 63 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// How often what depends on the time is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// After how many looks the metrics are tidied up.
+const UPKEEP: u32 = 5;

@@ -1,0 +1,115 @@
+//! The socket of a connection: counts its bytes as they pass, and ends at once when it is told to.
+//!
+//! It ends here and not in the tasks above, for hyper splits a connection into tasks that we do not hold.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use futures::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes received and sent on one connection, and whether it may have more.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    received: AtomicU64,
+    sent: AtomicU64,
+    shut: AtomicBool,
+    /// Who waits for bytes; there is always one while the connection lives.
+    reader: AtomicWaker,
+}
+
+impl Traffic {
+    /// Bytes received and sent so far.
+    pub(crate) fn so_far(&self) -> (u64, u64) {
+        (self.received.load(Ordering::Relaxed), self.sent.load(Ordering::Relaxed))
+    }
+
+    /// Lets no byte pass any more.
+    pub(super) fn shut(&self) {
+        self.shut.store(true, Ordering::Release);
+        self.reader.wake();
+    }
+
+    fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::Acquire)
+    }
+}
+
+/// A byte stream whose bytes are counted.
+pub(crate) struct Metered<T> {
+    io: T,
+    traffic: Arc<Traffic>,
+}
+
+impl<T> Metered<T> {
+    pub(crate) fn new(io: T, traffic: Arc<Traffic>) -> Self {
+        Self { io, traffic }
+    }
+
+    fn sent(&self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(count)) = written {
+            self.traffic.sent.fetch_add(*count as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.traffic.is_shut() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        let count = buffer.filled().len() - before;
+        if count > 0 {
+            self.traffic.received.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        if read.is_pending() {
+            self.traffic.reader.register(cx.waker());
+            // It may have been shut while the waker was not there yet.
+            if self.traffic.is_shut() {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+        }
+        read
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Metered<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.traffic.is_shut() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.sent(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.traffic.is_shut() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.sent(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

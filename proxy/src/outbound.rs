@@ -1,0 +1,152 @@
+//! From the app to other workloads: accept, guard, pick an endpoint, connect, forward.
+//!
+//! Invariant: what the app sends leaves this host over mutual TLS to the identity that the listener names, or not at
+//! all.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use countersign_identity::ClientTls;
+use countersign_identity::tls::Alpn;
+use countersign_runtime::Lifecycle;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use crate::config::Protocol;
+use crate::dial::Workload;
+use crate::exchange::{self, Failed, Passed, Upgraded};
+use crate::fault::{Fault, Hop};
+use crate::guard;
+use crate::listener::Listener;
+use crate::live::body::Body;
+use crate::live::{Connection, Connections, Entry, Kind, Metered, Traffic};
+use crate::pool::{Pool, Target};
+use crate::serve::{serve_http1, serve_http2};
+use crate::tunnel;
+
+/// One outbound listener.
+pub(crate) struct Outbound {
+    listener: Arc<Listener>,
+    protocol: Protocol,
+    to: To,
+    connections: Arc<Connections>,
+    lifecycle: Lifecycle,
+}
+
+enum To {
+    /// Requests go over pooled connections.
+    Pool(Arc<Pool>),
+    /// Each connection goes over one of its own.
+    Each { workload: Workload, tls: ClientTls },
+}
+
+/// A connection of the app.
+struct App {
+    outbound: Arc<Outbound>,
+    entry: Entry,
+    upgraded: Upgraded,
+}
+
+impl Outbound {
+    pub(crate) fn new(
+        listener: Arc<Listener>,
+        protocol: Protocol,
+        workload: Workload,
+        connections: &Arc<Connections>,
+        lifecycle: &Lifecycle,
+    ) -> Arc<Self> {
+        let to = match protocol {
+            Protocol::Tcp => To::Each { tls: workload.tls(Alpn::None), workload },
+            Protocol::Http | Protocol::Grpc => {
+                let target = Target::mesh(workload, protocol);
+                To::Pool(Pool::new(target, protocol, Arc::clone(&listener), connections, lifecycle))
+            }
+        };
+        Arc::new(Self { listener, protocol, to, connections: Arc::clone(connections), lifecycle: lifecycle.clone() })
+    }
+
+    /// Serves one connection of the app until it ends.
+    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
+        let traffic = Arc::new(Traffic::default());
+        let kind = if self.protocol == Protocol::Tcp { Kind::Tcp } else { Kind::Http };
+        let connection = Connection::new(Arc::clone(&self.listener), kind, None, remote, None, Arc::clone(&traffic));
+        let entry = self.connections.enter(connection);
+        match &self.to {
+            To::Each { workload, tls } => self.carry(&entry, Metered::new(tcp, traffic), workload, tls).await,
+            To::Pool(_) => {
+                let preface = async { self.protocol == Protocol::Grpc || speaks_http2(&tcp).await };
+                let within = timeout(self.listener.limits.head, preface);
+                let Some(Ok(http2)) = entry.connection.unless_closed(within).await else { return };
+                let app = Arc::new(App { outbound: Arc::clone(&self), entry, upgraded: Upgraded::default() });
+                let (connection, io) = (&app.entry.connection, Metered::new(tcp, traffic));
+                let answer = |request| Arc::clone(&app).answer(request);
+                if http2 {
+                    serve_http2(connection, io, &self.lifecycle, answer).await;
+                } else {
+                    serve_http1(connection, io, &app.upgraded, answer).await;
+                }
+            }
+        }
+    }
+
+    /// Carries bytes of which nothing is known; the other side may speak first.
+    async fn carry(&self, entry: &Entry, app: Metered<TcpStream>, workload: &Workload, tls: &ClientTls) {
+        let connection = &entry.connection;
+        let carried = async {
+            let (secured, next) = workload.open(tls, Kind::Relayed, &self.listener, &self.connections).await?;
+            let copied = next.connection.unless_closed(tunnel::copy(app, secured.stream)).await;
+            copied.ok_or(Fault::Untrusted)
+        };
+        match connection.unless_closed(carried).await {
+            Some(Err(fault)) => exchange::report(connection, &fault, None),
+            Some(Ok(Err(error))) => {
+                tracing::debug!(listener = %connection.listener.name, %error, "a connection broke");
+            }
+            Some(Ok(Ok(()))) | None => {}
+        }
+    }
+}
+
+impl App {
+    /// Answers one request.
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let (ticket, as_grpc) = exchange::open(&self.entry.connection, &parts, &body);
+        if let Err(refused) = guard::check(&parts) {
+            return exchange::settle(ticket, &Fault::Refused(refused), as_grpc);
+        }
+        let To::Pool(pool) = &self.outbound.to else {
+            return exchange::settle(ticket, &Fault::Stopping, as_grpc);
+        };
+        // What the other sidecar says of a fault or a denial is for the app to know.
+        let clean = guard::headers::remove_hop_by_hop;
+        let forwarded = exchange::forward(Passed { parts, body }, ticket, pool, |_| {}, clean, &self.upgraded).await;
+        match forwarded {
+            Ok(response) => response,
+            Err((ticket, Failed::Fault(fault))) => exchange::settle(ticket, &fault, as_grpc),
+            Err((ticket, Failed::Cut(cut))) => {
+                let fault = cut.fault(Hop::Mesh, || Fault::Untrusted);
+                exchange::settle(ticket, &fault, as_grpc)
+            }
+        }
+    }
+}
+
+/// Whether the app begins as HTTP/2 does by prior knowledge (RFC 9113, section 3.3). Three bytes tell: `PRI` is no
+/// method of HTTP/1. Only asked of the app, which always speaks first here; on TLS, ALPN tells.
+async fn speaks_http2(tcp: &TcpStream) -> bool {
+    let mut first = [0; PREFACE.len()];
+    loop {
+        match tcp.peek(&mut first).await {
+            Ok(0) | Err(_) => return false,
+            Ok(count) if count == PREFACE.len() => return &first == PREFACE,
+            Ok(count) if !PREFACE.starts_with(first.get(..count).unwrap_or_default()) => return false,
+            // One or two bytes alone: the rest is on its way, and the socket does not tell when it comes.
+            Ok(_) => sleep(std::time::Duration::from_millis(1)).await,
+        }
+    }
+}
+
+const PREFACE: &[u8; 3] = b"PRI";

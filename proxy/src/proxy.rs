@@ -1,0 +1,206 @@
+//! The life of the data path: follow identity and policy, bind, serve, take up changes, drain.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_identity::Identity;
+use countersign_policy::Policy;
+use countersign_runtime::Lifecycle;
+use countersign_runtime::admin::Readiness;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::Console;
+use crate::config::{Address, Config, PolicyFrom};
+use crate::decisions::Decisions;
+use crate::inbound::Shared;
+use crate::listeners::Listeners;
+use crate::live::{Connections, Kind, Reviewer, review};
+use crate::source::{Waiting, enforce, follow_feed, follow_file, follow_identity};
+use crate::telemetry;
+
+/// What the data path is given by the process that it runs in.
+pub struct Surroundings {
+    /// Where the SPIFFE Workload API is served: `unix:///run/countersign/agent.sock`, or `tcp://127.0.0.1:port`.
+    pub workload_api: String,
+    /// Renders the metrics of the process.
+    pub metrics: PrometheusHandle,
+    /// The life of the process.
+    pub lifecycle: Lifecycle,
+    /// What else must hold before the process is ready, such as the secrets.
+    pub ready: Vec<Box<dyn Fn() -> Readiness + Send + Sync>>,
+}
+
+/// Why the data path cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// An address cannot be bound: it is in use, or not one of this host.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Serves until the process has drained or stops. `config` holds the configuration and its changes; one that cannot be
+/// taken up leaves the one before in force.
+///
+/// # Errors
+/// An address cannot be bound at the start.
+pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroundings) -> Result<(), ProxyError> {
+    telemetry::describe();
+    let Surroundings { workload_api, metrics, lifecycle, ready } = surroundings;
+    let mut current = config.borrow_and_update().clone();
+    let admin = TcpListener::bind(current.admin).await;
+    let admin = admin.map_err(|source| ProxyError::Bind { address: current.admin, source })?;
+
+    let (identity_sender, identity) = watch::channel::<Option<Arc<Identity>>>(None);
+    let (policy_sender, policy) = watch::channel::<Option<Arc<Policy>>>(None);
+    let (enforced_sender, enforced) = watch::channel(None);
+    let awaiting_identity = Waiting::new("identity: none was received yet");
+    let awaiting_policy = Waiting::new("policy: none was received yet");
+    let connections = Arc::new(Connections::default());
+    let decisions = Arc::new(Decisions::new());
+    let shared = Shared {
+        identity: identity.clone(),
+        enforced: enforced.clone(),
+        decisions: Arc::clone(&decisions),
+        connections: Arc::clone(&connections),
+        lifecycle: lifecycle.clone(),
+    };
+    let mut listeners = Listeners::new(shared, awaiting_identity.clone());
+    listeners.apply(&current).await?;
+
+    lifecycle.spawn(review(Reviewer {
+        connections: Arc::clone(&connections),
+        identity: identity.clone(),
+        enforced: enforced.clone(),
+        metrics: metrics.clone(),
+        lifecycle: lifecycle.clone(),
+    }));
+    lifecycle.spawn(enforce(policy, identity.clone(), enforced_sender, lifecycle.clone()));
+    lifecycle.spawn(follow_identity(
+        workload_api.clone(),
+        identity_sender,
+        awaiting_identity.clone(),
+        lifecycle.clone(),
+    ));
+    let follow_policy = |from: &PolicyFrom| {
+        let ended = CancellationToken::new();
+        let until = ended.clone();
+        let (sender, waiting, life) = (policy_sender.clone(), awaiting_policy.clone(), lifecycle.clone());
+        let (from, api) = (from.clone(), workload_api.clone());
+        lifecycle.spawn(until.run_until_cancelled_owned(async move {
+            match from {
+                PolicyFrom::Authority => follow_feed(api, sender, waiting, life).await,
+                PolicyFrom::File(file) => follow_file(file, sender, waiting, life).await,
+            }
+        }));
+        ended
+    };
+    let mut following = follow_policy(&current.policy);
+    let console = Console {
+        config: config.clone(),
+        identity,
+        enforced,
+        waiting: vec![awaiting_identity, awaiting_policy.clone()],
+        ready,
+        decisions,
+        lifecycle: lifecycle.clone(),
+    };
+    lifecycle.spawn(console.serve(admin, metrics));
+
+    loop {
+        tokio::select! {
+            () = lifecycle.draining() => break,
+            Ok(()) = config.changed() => {
+                let newest = config.borrow_and_update().clone();
+                match listeners.apply(&newest).await {
+                    Ok(()) => reloaded("accepted"),
+                    Err(error) => {
+                        tracing::error!(%error, "the new configuration cannot be taken up; the one before stays");
+                        reloaded("refused");
+                        continue;
+                    }
+                }
+                if newest.policy != current.policy {
+                    following.cancel();
+                    following = follow_policy(&newest.policy);
+                }
+                if newest.admin != current.admin {
+                    tracing::warn!(address = %newest.admin, "the admin endpoint moves there at the next start");
+                }
+                current = newest;
+            }
+        }
+    }
+    drain(&mut listeners, &connections, &current, &lifecycle).await;
+    Ok(())
+}
+
+/// Inbound takes nothing new and finishes what is under way; outbound serves the app until the app is gone. Both end
+/// with the grace at the latest.
+async fn drain(listeners: &mut Listeners, connections: &Connections, config: &Config, lifecycle: &Lifecycle) {
+    tracing::info!(grace_s = config.grace.as_secs(), "draining");
+    listeners.end_inbound().await;
+    let deadline = Instant::now() + config.grace;
+    let mut quiet_since = Instant::now();
+    loop {
+        let inbound = connections.count(|c| c.listener.is_inbound() && matches!(c.kind, Kind::Http | Kind::Tcp));
+        let outbound = connections.count(|c| !c.listener.is_inbound() && matches!(c.kind, Kind::Http | Kind::Tcp));
+        if outbound > 0 {
+            quiet_since = Instant::now();
+        }
+        let app_is_gone = if config.inbound.is_empty() {
+            // An app without an address cannot be asked; one that holds no connection for a while needs us no more.
+            config.outbound.is_empty() || quiet_since.elapsed() >= QUIET
+        } else {
+            is_gone(config).await
+        };
+        if inbound == 0 && app_is_gone {
+            tracing::info!("drained");
+            return;
+        }
+        if Instant::now() >= deadline {
+            tracing::warn!(inbound, outbound, "the grace has ended before the connections");
+            return;
+        }
+        tokio::select! {
+            () = sleep(PROBE) => {}
+            () = lifecycle.stopping() => return,
+        }
+    }
+}
+
+/// Whether no address of the app accepts a connection any more.
+async fn is_gone(config: &Config) -> bool {
+    for inbound in &config.inbound {
+        let connects = async {
+            match &inbound.app {
+                Address::Socket(address) => TcpStream::connect(address).await,
+                Address::Name(host, port) => TcpStream::connect((host.as_str(), *port)).await,
+            }
+        };
+        // An app that does not answer in time is busy, not gone.
+        if !matches!(timeout(config.limits.connect, connects).await, Ok(Err(_))) {
+            return false;
+        }
+    }
+    true
+}
+
+fn reloaded(result: &'static str) {
+    metrics::counter!("countersign_listener_reloads_total", "result" => result).increment(1);
+}
+
+/// How often it is looked whether draining is done.
+const PROBE: Duration = Duration::from_millis(100);
+
+/// How long an app that serves nothing must hold no connection to be taken for gone.
+const QUIET: Duration = Duration::from_secs(3);

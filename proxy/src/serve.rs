@@ -1,0 +1,80 @@
+//! The server's side of HTTP on a connection, with every limit set.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+
+use countersign_runtime::Lifecycle;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::exchange::Upgraded;
+use crate::guard::{Framed, HeadLimits};
+use crate::live::Connection;
+use crate::live::body::Body;
+use crate::pool::{CONNECTION_WINDOW, Executor, STREAM_WINDOW};
+
+/// Serves HTTP/1 on a connection until it ends, and then the upgrade that its last request led to.
+pub(crate) async fn serve_http1<T, S, F>(connection: &Arc<Connection>, io: T, upgraded: &Upgraded, answer: S)
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<Body>> + Send,
+{
+    let limits = &connection.listener.limits;
+    let framed = Framed::new(io, HeadLimits { bytes: limits.header_bytes as usize, headers: limits.headers });
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_headers(limits.headers)
+        // What the app sends is what the caller gets; a date is the app's to set.
+        .auto_date_header(false);
+    let service = service_fn(|request| {
+        let answered = answer(request);
+        async move { Ok::<_, Infallible>(answered.await) }
+    });
+    let served = builder.serve_connection(TokioIo::new(framed), service).with_upgrades();
+    note(connection, connection.serve(served, |served| served.graceful_shutdown()).await);
+    if let Some(tunnel) = upgraded.take() {
+        tunnel.run(connection).await;
+    }
+}
+
+/// Serves HTTP/2 on a connection until it ends.
+pub(crate) async fn serve_http2<T, S, F>(connection: &Arc<Connection>, io: T, lifecycle: &Lifecycle, answer: S)
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let limits = &connection.listener.limits;
+    let mut builder = http2::Builder::new(Executor(lifecycle.clone()));
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(limits.header_bytes)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .auto_date_header(false);
+    let service = service_fn(|request| {
+        let answered = answer(request);
+        async move { Ok::<_, Infallible>(answered.await) }
+    });
+    let served = builder.serve_connection(TokioIo::new(io), service);
+    note(connection, connection.serve(served, |served| served.graceful_shutdown()).await);
+}
+
+/// A connection that broke is its peer's affair; it is worth a line for who looks for it.
+fn note(connection: &Connection, ended: Option<hyper::Result<()>>) {
+    if let Some(Err(error)) = ended {
+        if error.is_timeout() {
+            connection.listener.metrics.ended("head");
+        }
+        tracing::debug!(listener = %connection.listener.name, remote = %connection.remote, %error, "a connection broke");
+    }
+}

@@ -1,0 +1,211 @@
+//! The metrics of a listener. What a request touches is registered once and kept as a handle; label values are few:
+//! the listener's name, a class of status, a class of method, and at most [`PEERS`] peers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use countersign_identity::SpiffeId;
+use http::Method;
+use metrics::{Counter, Gauge, Histogram, SharedString, Unit};
+
+use crate::fault::Blame;
+use crate::listener::Direction;
+use crate::live::{Kind, TlsFacts};
+
+/// The metrics of one listener.
+pub(crate) struct ListenerMetrics {
+    direction: &'static str,
+    listener: SharedString,
+    /// From the head of a request to the end of its response.
+    pub(crate) duration: Histogram,
+    /// From the head of a request to the head of its response.
+    pub(crate) first_byte: Histogram,
+    open: Gauge,
+    pooled: Gauge,
+    received: Counter,
+    sent: Counter,
+    peers: RwLock<HashMap<SpiffeId, Arc<Requests>>>,
+    /// Where the peer is not told apart.
+    others: Arc<Requests>,
+}
+
+/// Counters of requests of one peer, by method, status and fault; each is registered when it is first needed.
+struct Requests {
+    labels: [(&'static str, SharedString); 3],
+    counters: Box<[OnceLock<Counter>]>,
+}
+
+impl ListenerMetrics {
+    pub(crate) fn new(direction: Direction, name: &Arc<str>) -> Self {
+        let listener = SharedString::from(Arc::clone(name));
+        let direction = direction.as_str();
+        let labels = [("direction", SharedString::const_str(direction)), ("listener", listener.clone())];
+        Self {
+            direction,
+            duration: metrics::histogram!("countersign_request_duration_seconds", &labels),
+            first_byte: metrics::histogram!("countersign_first_byte_duration_seconds", &labels),
+            open: metrics::gauge!("countersign_connections_open", &labels),
+            pooled: metrics::gauge!("countersign_upstream_connections_open", &labels),
+            received: metrics::counter!("countersign_bytes_total", "direction" => direction,
+                "listener" => listener.clone(), "flow" => "received"),
+            sent: metrics::counter!("countersign_bytes_total", "direction" => direction,
+                "listener" => listener.clone(), "flow" => "sent"),
+            peers: RwLock::default(),
+            others: Arc::new(Requests::new(direction, &listener, SharedString::const_str(""))),
+            listener,
+        }
+    }
+
+    /// Counts a request that has ended.
+    pub(crate) fn request(&self, peer: Option<&SpiffeId>, method: &Method, status: u16, blame: Option<Blame>) {
+        match peer {
+            None => self.others.count(method, status, blame),
+            Some(peer) => self.of(peer).count(method, status, blame),
+        }
+    }
+
+    /// Counts bytes of accepted connections, on the wire.
+    pub(crate) fn bytes(&self, received: u64, sent: u64) {
+        self.received.increment(received);
+        self.sent.increment(sent);
+    }
+
+    /// Counts a connection that was opened.
+    pub(crate) fn opened(&self, kind: Kind) {
+        self.gauge(kind).increment(1.0);
+    }
+
+    /// Counts a connection that has ended.
+    pub(crate) fn closed(&self, kind: Kind) {
+        self.gauge(kind).decrement(1.0);
+    }
+
+    /// Counts a connection that we ended, with the reason.
+    pub(crate) fn ended(&self, reason: &'static str) {
+        metrics::counter!("countersign_connections_ended_total", "direction" => self.direction,
+            "listener" => self.listener.clone(), "reason" => reason)
+        .increment(1);
+    }
+
+    /// Counts a connection that was not served, with the reason.
+    pub(crate) fn refused(&self, reason: &'static str) {
+        metrics::counter!("countersign_connections_refused_total", "direction" => self.direction,
+            "listener" => self.listener.clone(), "reason" => reason)
+        .increment(1);
+    }
+
+    /// Counts a handshake that succeeded.
+    pub(crate) fn handshake(&self, tls: &TlsFacts) {
+        metrics::counter!("countersign_handshakes_total", "direction" => self.direction,
+            "listener" => self.listener.clone(), "result" => "ok", "version" => tls.version, "group" => tls.group,
+            "resumed" => if tls.resumed { "true" } else { "false" })
+        .increment(1);
+    }
+
+    /// Counts a handshake that failed, with the reason.
+    pub(crate) fn handshake_failed(&self, reason: &'static str) {
+        metrics::counter!("countersign_handshakes_total", "direction" => self.direction,
+            "listener" => self.listener.clone(), "result" => reason, "version" => "", "group" => "", "resumed" => "")
+        .increment(1);
+    }
+
+    /// Counts an answer of our own.
+    pub(crate) fn fault(&self, blame: Blame, reason: &'static str) {
+        metrics::counter!("countersign_faults_total", "direction" => self.direction,
+            "listener" => self.listener.clone(), "fault" => blame.as_str(), "reason" => reason)
+        .increment(1);
+    }
+
+    /// Counts a request that the guard refused.
+    pub(crate) fn guarded(&self, reason: &'static str) {
+        metrics::counter!("countersign_guard_refusals_total", "direction" => self.direction,
+            "listener" => self.listener.clone(), "reason" => reason)
+        .increment(1);
+    }
+
+    fn gauge(&self, kind: Kind) -> &Gauge {
+        match kind {
+            Kind::Http | Kind::Tcp => &self.open,
+            Kind::Pooled | Kind::Relayed => &self.pooled,
+        }
+    }
+
+    fn of(&self, peer: &SpiffeId) -> Arc<Requests> {
+        if let Some(requests) = self.peers.read().unwrap_or_else(PoisonError::into_inner).get(peer) {
+            return Arc::clone(requests);
+        }
+        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        if peers.len() >= PEERS {
+            return Arc::clone(&self.others);
+        }
+        let new = || Arc::new(Requests::new(self.direction, &self.listener, peer.to_string().into()));
+        Arc::clone(peers.entry(peer.clone()).or_insert_with(new))
+    }
+}
+
+impl Requests {
+    fn new(direction: &'static str, listener: &SharedString, peer: SharedString) -> Self {
+        let labels =
+            [("direction", SharedString::const_str(direction)), ("listener", listener.clone()), ("peer", peer)];
+        let counters = METHODS.len() * STATUSES.len() * FAULTS.len();
+        Self { labels, counters: (0..counters).map(|_| OnceLock::new()).collect() }
+    }
+
+    fn count(&self, method: &Method, status: u16, blame: Option<Blame>) {
+        let method = METHODS.iter().position(|known| *known == method.as_str()).unwrap_or(METHODS.len() - 1);
+        let status = usize::from(status / 100).min(STATUSES.len() - 1);
+        let fault = blame.map_or(0, |blame| blame as usize + 1);
+        let place = (method * STATUSES.len() + status) * FAULTS.len() + fault;
+        let Some(counter) = self.counters.get(place) else { return };
+        let register = || {
+            let [direction, listener, peer] = self.labels.clone();
+            metrics::counter!("countersign_requests_total", direction.0 => direction.1, listener.0 => listener.1,
+                peer.0 => peer.1, "method" => METHODS[method], "status" => STATUSES[status], "fault" => FAULTS[fault])
+        };
+        counter.get_or_init(register).increment(1);
+    }
+}
+
+/// Says what each metric is, for `# HELP`.
+pub(crate) fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_counter!("countersign_requests_total", "Requests that have ended, by status class and whose fault.");
+    describe_histogram!(
+        "countersign_request_duration_seconds",
+        Unit::Seconds,
+        "From the head of a request to the end of its response."
+    );
+    describe_histogram!(
+        "countersign_first_byte_duration_seconds",
+        Unit::Seconds,
+        "From the head of a request to the head of its response."
+    );
+    describe_gauge!("countersign_connections_open", "Accepted connections that are open.");
+    describe_gauge!("countersign_upstream_connections_open", "Connections to the app or to other workloads.");
+    describe_counter!("countersign_connections_ended_total", "Connections that the sidecar ended, by reason.");
+    describe_counter!("countersign_connections_refused_total", "Connections that were not served, by reason.");
+    describe_counter!("countersign_handshakes_total", "TLS handshakes; result is ok or the reason of the refusal.");
+    describe_counter!("countersign_decisions_total", "Decisions of the policy, by rule.");
+    describe_counter!("countersign_guard_refusals_total", "Requests refused because they can be read in two ways.");
+    describe_counter!("countersign_faults_total", "Answers that the sidecar made itself, by whose fault and reason.");
+    describe_counter!("countersign_bytes_total", Unit::Bytes, "Bytes received and sent on connections.");
+    describe_counter!("countersign_identity_updates_total", "Identities received from the Workload API.");
+    describe_counter!("countersign_identity_errors_total", "Failures to receive an identity.");
+    describe_gauge!(
+        "countersign_identity_expiry_timestamp_seconds",
+        Unit::Seconds,
+        "When the SVID in force expires, as a Unix time."
+    );
+    describe_counter!("countersign_policy_updates_total", "Policies received, accepted or refused.");
+    describe_counter!("countersign_listener_reloads_total", "Configurations taken up while running, by result.");
+}
+
+/// How many peers of a listener are told apart; more are counted together, under an empty name.
+const PEERS: usize = 100;
+
+const METHODS: [&str; 8] = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS", "other"];
+
+const STATUSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// In the order of [`Blame`], after none.
+const FAULTS: [&str; 6] = ["none", "client", "policy", "upstream", "identity", "local"];

@@ -1,0 +1,73 @@
+//! Bytes both ways, of which nothing is known: raw TCP, and what an upgrade turned a request into.
+
+use std::sync::Arc;
+
+use http::header::{CONNECTION, UPGRADE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Version};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
+
+use crate::live::{Connection, Entry, Ticket};
+
+/// An upgrade that both sides agreed on, to be run once the server has let go of the connection.
+pub(crate) struct Tunnel {
+    /// The side of the caller.
+    pub(crate) caller: OnUpgrade,
+    /// The side of the next hop, and its connection.
+    pub(crate) next: OnUpgrade,
+    pub(crate) entry: Arc<Entry>,
+    /// The request; the policy may still end it.
+    pub(crate) ticket: Ticket,
+}
+
+/// Copies both ways until both sides have ended; one that ends its half leaves the other half open.
+pub(crate) async fn copy<A, B>(mut a: A, mut b: B) -> std::io::Result<()>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    copy_bidirectional_with_sizes(&mut a, &mut b, BUFFER, BUFFER).await.map(drop)
+}
+
+impl Tunnel {
+    /// Copies both ways until both sides have ended, or either connection or the request is ended by order.
+    pub(crate) async fn run(self, connection: &Connection) {
+        let Self { caller, next, entry, ticket } = self;
+        let copied = async {
+            let (caller, next) = futures::future::try_join(caller, next).await.map_err(std::io::Error::other)?;
+            copy(TokioIo::new(caller), TokioIo::new(next)).await
+        };
+        let ended = connection.unless_closed(entry.connection.unless_closed(ticket.unless_cut(copied))).await;
+        if let Some(Some(Ok(Err(error)))) = ended {
+            tracing::debug!(listener = %connection.listener.name, %error, "an upgraded connection broke");
+        }
+    }
+}
+
+/// The upgrade that a request asks for. HTTP/2 has no such thing.
+pub(crate) fn asked_for(parts: &Parts) -> Option<HeaderValue> {
+    if parts.version != Version::HTTP_11 {
+        return None;
+    }
+    agreed(&parts.headers)
+}
+
+/// The upgrade that a head names, if `Connection` says that it is meant.
+pub(crate) fn agreed(headers: &HeaderMap) -> Option<HeaderValue> {
+    let upgrade = headers.get(UPGRADE)?;
+    let meant = headers.get_all(CONNECTION).iter().any(|value| {
+        value.as_bytes().split(|byte| *byte == b',').any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+    });
+    meant.then(|| upgrade.clone())
+}
+
+/// Says in a head that was cleaned of this hop's headers that an upgrade is meant.
+pub(crate) fn set(headers: &mut HeaderMap, upgrade: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, upgrade);
+}
+
+/// How many bytes are on their way in each direction: two TLS records.
+const BUFFER: usize = 32 << 10;

@@ -1,0 +1,217 @@
+//! Changes while everything runs: of the policy, of whom we trust, of the SVID, of the configuration.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
+
+use super::support::app::{AppBody, answer};
+use super::support::sidecar::metric;
+use super::support::{ALLOW, App, Authority, CLIENT, LESS, Pair, SERVER, client, free, soon, until};
+
+async fn echo(request: Request<Incoming>) -> Response<AppBody> {
+    Response::new(request.into_body().boxed())
+}
+
+type Stream = (tokio::sync::mpsc::UnboundedSender<bytes::Bytes>, Response<Incoming>);
+
+/// A stream over its own connection, after its first piece.
+async fn stream(pair: &Pair, path: &str) -> Stream {
+    let (pieces, body) = client::pieces();
+    let mut response = client::send(pair.entrance, client::request("POST", path, body)).await;
+    assert_eq!(response.status(), 200);
+    pieces.send("first".into()).unwrap();
+    soon("the first piece", response.body_mut().frame()).await.unwrap().unwrap();
+    (pieces, response)
+}
+
+async fn goes_on(stream: &mut Stream) {
+    stream.0.send("more".into()).unwrap();
+    let frame = soon("another piece", stream.1.body_mut().frame()).await.unwrap().unwrap();
+    assert_eq!(frame.into_data().unwrap(), "more");
+}
+
+async fn is_cut(stream: &mut Stream) {
+    let start = Instant::now();
+    let next = soon("the end", stream.1.body_mut().frame()).await;
+    assert!(matches!(next, Some(Err(_))), "it ended as if it was whole");
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_policy_change_cuts_the_stream_that_it_denies_and_no_other() {
+    let app = App::http1(echo).await;
+    let pair = Pair::start("http", app.address).await;
+    // Both are streams of one HTTP/2 connection between the sidecars.
+    let mut stays = stream(&pair, "/stays/x").await;
+    let mut goes = stream(&pair, "/goes").await;
+    pair.server_api.policy(LESS);
+    is_cut(&mut goes).await;
+    goes_on(&mut stays).await;
+    assert_eq!(client::get(pair.entrance, "/goes").await.0, 403);
+    goes_on(&mut stays).await;
+}
+
+#[tokio::test]
+async fn a_broken_policy_changes_nothing_and_is_counted() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start("http", app.address).await;
+    let refused = || metric("countersign_policy_updates_total", &["result=\"refused\""]);
+    let before = refused();
+    pair.server_api.policy("version: 1\ntrust_domain: example.org\nrulez: []\n");
+    until("it is counted", || async { refused() > before + 0.5 }).await;
+    assert_eq!(client::get(pair.entrance, "/").await.0, 200);
+    assert_eq!(pair.server.readiness().await.0, 200);
+}
+
+#[tokio::test]
+async fn connections_whose_peer_is_not_trusted_any_more_are_closed() {
+    let app = App::http1(echo).await;
+    let pair = Pair::start("http", app.address).await;
+    let mut cut = stream(&pair, "/x").await;
+    // The server comes to trust another authority alone.
+    let other = Authority::new();
+    pair.server_api.identity(&other.issue(SERVER), &[&other]);
+    is_cut(&mut cut).await;
+    let response = client::send(pair.entrance, client::request("GET", "/", client::empty())).await;
+    assert_eq!(
+        (response.status().as_u16(), response.headers()["x-countersign-fault"].to_str().unwrap()),
+        (503, "identity")
+    );
+}
+
+#[tokio::test]
+async fn a_client_closes_connections_to_a_server_that_it_trusts_no_more() {
+    let app = App::http1(echo).await;
+    let pair = Pair::start("http", app.address).await;
+    let mut cut = stream(&pair, "/x").await;
+    let other = Authority::new();
+    pair.client_api.identity(&pair.authority.issue(CLIENT), &[&other]);
+    is_cut(&mut cut).await;
+    let response = client::send(pair.entrance, client::request("GET", "/", client::empty())).await;
+    assert_eq!(
+        (response.status().as_u16(), response.headers()["x-countersign-fault"].to_str().unwrap()),
+        (503, "identity")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotation_under_load_drops_no_request_and_touches_no_stream() {
+    let app = App::http1(echo).await;
+    let pair = Pair::start("http", app.address).await;
+    let mut long = stream(&pair, "/long").await;
+    let done = Arc::new(AtomicBool::new(false));
+    let (served, failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut callers = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let (done, served, failed, entrance) = (done.clone(), served.clone(), failed.clone(), pair.entrance);
+        callers.spawn(async move {
+            let mut sender = client::http1(entrance).await;
+            while !done.load(Ordering::Relaxed) {
+                let request = client::request("POST", &format!("/{number}"), client::full("body"));
+                let response = sender.send_request(request).await.unwrap();
+                let fine = response.status() == 200 && client::text(response).await == "body";
+                if fine { &served } else { &failed }.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    for _ in 0..8 {
+        sleep(Duration::from_millis(100)).await;
+        pair.client_api.identity(&pair.authority.issue(CLIENT), &[&pair.authority]);
+        sleep(Duration::from_millis(100)).await;
+        pair.server_api.identity(&pair.authority.issue(SERVER), &[&pair.authority]);
+    }
+    goes_on(&mut long).await;
+    done.store(true, Ordering::Relaxed);
+    while let Some(ended) = soon("the callers end", callers.join_next()).await {
+        ended.unwrap();
+    }
+    assert_eq!(failed.load(Ordering::Relaxed), 0);
+    assert!(served.load(Ordering::Relaxed) > 100);
+}
+
+#[tokio::test]
+async fn an_expired_peer_gets_no_new_request_and_its_stream_goes_on() {
+    let app = App::http1(echo).await;
+    let pair = Pair::start("http", app.address).await;
+    let short = pair.authority.issue_for(CLIENT, Duration::from_secs(3));
+    pair.client_api.identity(&short, &[&pair.authority]);
+    until("the short one is shown", || async { client::get(pair.entrance, "/").await.0 == 200 }).await;
+    sleep(Duration::from_millis(200)).await;
+    let mut long = stream(&pair, "/long").await;
+    until("the connection is told to end", || async {
+        metric("countersign_connections_ended_total", &["reason=\"expired\"", &pair.label()]) > 0.5
+    })
+    .await;
+    goes_on(&mut long).await;
+    let response = client::send(pair.entrance, client::request("GET", "/", client::empty())).await;
+    assert_eq!(response.status(), 503, "a new connection is refused");
+}
+
+#[tokio::test]
+async fn a_reload_keeps_what_has_not_changed() {
+    let app = App::http1(echo).await;
+    let pair = Pair::start("http", app.address).await;
+    let mut kept = stream(&pair, "/kept").await;
+    let (added, inbound, server) = (free(), pair.inbound, &pair.server);
+    let more =
+        format!("- {{ name: added, listen: '{added}', to: '{inbound}', identity: /ns/t/sa/server, protocol: http }}\n");
+    pair.client.reload(&format!("{}{more}", pair.client_config));
+    until("the new listener is there", || async { TcpStream::connect(added).await.is_ok() }).await;
+    goes_on(&mut kept).await;
+    assert_eq!(client::get(added, "/").await.0, 200);
+
+    // The first is gone: no new connection, and the one there was goes on.
+    pair.client.reload(&format!("outbound:\n{more}"));
+    until("the old listener is gone", || async { TcpStream::connect(pair.entrance).await.is_err() }).await;
+    goes_on(&mut kept).await;
+
+    // An address that is taken: nothing changes.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap();
+    pair.client.reload(&format!("outbound:\n{}", more.replace(&added.to_string(), &at.to_string())));
+    until("it is counted", || async { metric("countersign_listener_reloads_total", &["result=\"refused\""]) > 0.5 })
+        .await;
+    assert_eq!(client::get(added, "/").await.0, 200);
+    assert_eq!(server.readiness().await.0, 200);
+}
+
+#[tokio::test]
+async fn a_tcp_connection_outlives_rotation() {
+    let app = App::tcp(|mut tcp| async move {
+        let mut byte = [0; 1];
+        while tcp.read_exact(&mut byte).await.is_ok() {
+            tcp.write_all(&byte).await.unwrap();
+        }
+    })
+    .await;
+    let pair = Pair::start("tcp", app.address).await;
+    let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
+    for _ in 0..5 {
+        tcp.write_all(b"x").await.unwrap();
+        soon("the echo", tcp.read_exact(&mut [0; 1])).await.unwrap();
+        pair.client_api.identity(&pair.authority.issue(CLIENT), &[&pair.authority]);
+        pair.server_api.identity(&pair.authority.issue(SERVER), &[&pair.authority]);
+        pair.server_api.policy(ALLOW);
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_policy_file_is_followed() {
+    let app = App::http1(echo).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("policy.yaml");
+    std::fs::write(&file, LESS).unwrap();
+    let pair = Pair::start_with("http", app.address, &format!("policy: {}\n", file.display())).await;
+    assert_eq!(client::get(pair.entrance, "/other").await.0, 403);
+    assert_eq!(client::get(pair.entrance, "/stays/x").await.0, 200);
+    std::fs::write(&file, ALLOW).unwrap();
+    until("it is taken up", || async { client::get(pair.entrance, "/other").await.0 == 200 }).await;
+}

@@ -1,0 +1,11 @@
+//! Pairs of sidecars over real sockets and real TLS: what the data path promises.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod changes;
+mod denials;
+mod ends;
+mod identities;
+mod raw_tcp;
+mod requests;
+mod streams;
+mod support;

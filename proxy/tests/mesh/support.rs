@@ -1,0 +1,69 @@
+//! The actors of the stories: an authority, a Workload API, sidecars, apps and their clients.
+
+pub(crate) mod app;
+pub(crate) mod client;
+pub(crate) mod pki;
+pub(crate) mod sidecar;
+pub(crate) mod workload_api;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+pub(crate) use app::App;
+pub(crate) use pki::Authority;
+pub(crate) use sidecar::{Pair, Sidecar};
+pub(crate) use workload_api::WorkloadApi;
+
+/// The identity of the caller in most tests.
+pub(crate) const CLIENT: &str = "spiffe://example.org/ns/t/sa/client";
+
+/// The identity of the called in most tests.
+pub(crate) const SERVER: &str = "spiffe://example.org/ns/t/sa/server";
+
+/// A policy under which [`CLIENT`] may do everything at [`SERVER`], but for paths below `/denied`.
+pub(crate) const ALLOW: &str = r#"
+version: 1
+trust_domain: example.org
+rules:
+- { name: requests, from: /ns/t/sa/client, to: /ns/t/sa/server, allow: { paths: ["/**"] } }
+- { name: bytes, from: /ns/t/sa/client, to: /ns/t/sa/server, allow: { tcp: true } }
+- { name: not these, from: "*", to: /ns/t/sa/server, deny: { paths: ["/denied/**"] } }
+"#;
+
+/// A policy under which [`CLIENT`] may only ask for what is below `/stays`.
+pub(crate) const LESS: &str = r#"
+version: 1
+trust_domain: example.org
+rules:
+- { name: less, from: /ns/t/sa/client, to: /ns/t/sa/server, allow: { paths: ["/stays/**"] } }
+"#;
+
+/// What must happen soon.
+pub(crate) async fn soon<F: Future>(what: &str, work: F) -> F::Output {
+    timeout(Duration::from_secs(10), work).await.unwrap_or_else(|_| panic!("{what}: it did not happen in time"))
+}
+
+/// Waits until a condition holds.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}: it did not come true in time");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// An address of loopback that nobody listens on: below the ports that the system gives to connections, or one of those
+/// might take it before the test does.
+pub(crate) fn free() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let offset = std::process::id() % 10_000 + u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let address = SocketAddr::from(([127, 0, 0, 1], 12_000 + u16::try_from(offset % 20_000).unwrap()));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! An authority that issues whatever it is told, right or wrong.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use time::OffsetDateTime;
+
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pub(crate) certificate: Vec<u8>,
+}
+
+/// A leaf certificate and its key, DER.
+#[derive(Clone)]
+pub(crate) struct Issued {
+    pub(crate) id: String,
+    pub(crate) leaf: Vec<u8>,
+    pub(crate) key: Vec<u8>,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named(&format!("authority {}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        valid_for(&mut params, Duration::from_secs(3600));
+        let certificate = params.self_signed(&key).unwrap().der().to_vec();
+        Self { issuer: Issuer::new(params, key), certificate }
+    }
+
+    /// A right leaf.
+    pub(crate) fn issue(&self, id: &str) -> Issued {
+        self.issue_with(id, |_| {})
+    }
+
+    /// A leaf that is valid for so long.
+    pub(crate) fn issue_for(&self, id: &str, lifetime: Duration) -> Issued {
+        self.issue_with(id, |params| valid_for(params, lifetime))
+    }
+
+    /// A leaf, changed before it is signed.
+    pub(crate) fn issue_with(&self, id: &str, change: impl FnOnce(&mut CertificateParams)) -> Issued {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named("workload");
+        params.subject_alt_names = vec![uri(id)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        valid_for(&mut params, Duration::from_secs(3600));
+        change(&mut params);
+        let leaf = params.signed_by(&key, &self.issuer).unwrap().der().to_vec();
+        Issued { id: id.to_owned(), leaf, key: key.serialize_der() }
+    }
+}
+
+pub(crate) fn uri(text: &str) -> SanType {
+    SanType::URI(text.try_into().unwrap())
+}
+
+fn named(name: &str) -> DistinguishedName {
+    let mut named = DistinguishedName::new();
+    named.push(DnType::CommonName, name);
+    named
+}
+
+pub(crate) fn valid_for(params: &mut CertificateParams, lifetime: Duration) {
+    params.not_before = OffsetDateTime::now_utc() - Duration::from_secs(60);
+    params.not_after = OffsetDateTime::now_utc() + lifetime;
+}

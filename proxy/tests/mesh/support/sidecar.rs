@@ -1,0 +1,133 @@
+//! Sidecars, alone and in pairs.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use countersign_identity::TrustDomain;
+use countersign_proxy::{Config, ProxyError, Surroundings, run};
+use countersign_runtime::Lifecycle;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::pki::Authority;
+use super::workload_api::WorkloadApi;
+use super::{ALLOW, CLIENT, SERVER, client, free, until};
+
+pub(crate) struct Sidecar {
+    pub(crate) admin: SocketAddr,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) config: watch::Sender<Arc<Config>>,
+    pub(crate) running: Option<JoinHandle<Result<(), ProxyError>>>,
+}
+
+/// A caller's sidecar and a called one's, before the app at `app`.
+pub(crate) struct Pair {
+    pub(crate) authority: Authority,
+    pub(crate) client: Sidecar,
+    pub(crate) client_api: WorkloadApi,
+    pub(crate) server: Sidecar,
+    pub(crate) server_api: WorkloadApi,
+    /// Where the caller's app connects.
+    pub(crate) entrance: SocketAddr,
+    /// Where the called sidecar listens for the mesh.
+    pub(crate) inbound: SocketAddr,
+    /// The name of both listeners.
+    pub(crate) name: String,
+    /// The configuration of the client's sidecar, without the admin endpoint.
+    pub(crate) client_config: String,
+}
+
+/// The metrics of this test process; every sidecar of it records into them.
+pub(crate) fn metrics() -> PrometheusHandle {
+    static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+    METRICS.get_or_init(|| countersign_runtime::telemetry::metrics().unwrap()).clone()
+}
+
+/// The value of the metric whose line begins with `name` and holds all of `labels`; 0 if there is none.
+pub(crate) fn metric(name: &str, labels: &[&str]) -> f64 {
+    let text = metrics().render();
+    let fits = |line: &&str| line.starts_with(name) && labels.iter().all(|label| line.contains(label));
+    text.lines().filter(fits).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+pub(crate) fn config(yaml: &str) -> Arc<Config> {
+    let document = countersign_config::Document::parse("sidecar.yaml", yaml).unwrap();
+    let domain = TrustDomain::new("example.org").unwrap();
+    Arc::new(document.decode(|root| Config::read(&root.table()?, &domain)).unwrap())
+}
+
+impl Sidecar {
+    pub(crate) fn start(yaml: &str, api: &WorkloadApi) -> Self {
+        let admin = free();
+        let (config, updates) = watch::channel(config(&format!("{yaml}admin: {{ listen: '{admin}' }}\n")));
+        let lifecycle = Lifecycle::new();
+        let surroundings = Surroundings {
+            workload_api: api.endpoint(),
+            metrics: metrics(),
+            lifecycle: lifecycle.clone(),
+            ready: Vec::new(),
+        };
+        let running = Some(tokio::spawn(run(updates, surroundings)));
+        Self { admin, lifecycle, config, running }
+    }
+
+    /// Takes up another configuration.
+    pub(crate) fn reload(&self, yaml: &str) {
+        self.config.send_replace(config(&format!("{yaml}admin: {{ listen: '{}' }}\n", self.admin)));
+    }
+
+    /// What `/ready` says.
+    pub(crate) async fn readiness(&self) -> (u16, String) {
+        client::get(self.admin, "/ready").await
+    }
+
+    pub(crate) async fn ready(&self) {
+        until("the sidecar is ready", || async {
+            assert!(!self.running.as_ref().is_some_and(JoinHandle::is_finished), "it ended: is an address taken?");
+            matches!(client::try_get(self.admin, "/ready").await, Some((200, _)))
+        })
+        .await;
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        self.lifecycle.stop();
+    }
+}
+
+impl Pair {
+    /// A pair that is ready, with the policy [`ALLOW`].
+    pub(crate) async fn start(protocol: &str, app: SocketAddr) -> Self {
+        Self::start_with(protocol, app, "").await
+    }
+
+    /// A pair that is ready, with more lines in both configurations.
+    pub(crate) async fn start_with(protocol: &str, app: SocketAddr, more: &str) -> Self {
+        let authority = Authority::new();
+        let (client_api, server_api) = (WorkloadApi::new(), WorkloadApi::new());
+        client_api.identity(&authority.issue(CLIENT), &[&authority]);
+        server_api.identity(&authority.issue(SERVER), &[&authority]);
+        client_api.policy(ALLOW);
+        server_api.policy(ALLOW);
+        let (entrance, inbound) = (free(), free());
+        // Unique, for metrics are one to the test process.
+        let name = format!("edge-{}-{}", entrance.port(), inbound.port());
+        let client_config = format!(
+            "outbound:\n- {{ name: {name}, listen: '{entrance}', to: '{inbound}', identity: /ns/t/sa/server, protocol: {protocol} }}\n{more}"
+        );
+        let server_config =
+            format!("inbound:\n- {{ name: {name}, listen: '{inbound}', app: '{app}', protocol: {protocol} }}\n{more}");
+        let client = Sidecar::start(&client_config, &client_api);
+        let server = Sidecar::start(&server_config, &server_api);
+        client.ready().await;
+        server.ready().await;
+        Self { authority, client, client_api, server, server_api, entrance, inbound, name, client_config }
+    }
+
+    /// The label of the listeners in metrics.
+    pub(crate) fn label(&self) -> String {
+        format!("listener=\"{}\"", self.name)
+    }
+}

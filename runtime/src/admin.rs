@@ -1,0 +1,166 @@
+//! The admin endpoint: `/live`, `/ready` and `/metrics` of every process, and what else it adds.
+//!
+//! It serves the operator on loopback, without TLS or sign-in; [`Admin::route`] must therefore add nothing that shows
+//! a secret, and nothing that changes state but by `POST`.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::Lifecycle;
+
+/// How long a client may take to send its request head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections served at once; an operator and a scraper need two.
+const CONNECTIONS: usize = 64;
+
+/// Whether the process can do its work, or what it waits for.
+pub type Readiness = Result<(), Vec<String>>;
+
+/// What a route answers.
+pub type Answer = Response<Full<Bytes>>;
+
+type Handler = Box<dyn Fn() -> BoxFuture<'static, Answer> + Send + Sync>;
+
+/// The routes of an admin endpoint.
+pub struct Admin {
+    metrics: PrometheusHandle,
+    ready: Box<dyn Fn() -> Readiness + Send + Sync>,
+    routes: BTreeMap<&'static str, (Method, Handler)>,
+}
+
+impl Admin {
+    /// An endpoint with `/live`, `/ready` (200, or 503 and the reasons) and `/metrics`.
+    pub fn new(metrics: PrometheusHandle, ready: impl Fn() -> Readiness + Send + Sync + 'static) -> Self {
+        Self { metrics, ready: Box::new(ready), routes: BTreeMap::new() }
+    }
+
+    /// Adds a route. `POST` for what changes state.
+    pub fn route<F>(
+        mut self,
+        method: Method,
+        path: &'static str,
+        handler: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        self.routes.insert(path, (method, Box::new(move || Box::pin(handler()))));
+        self
+    }
+
+    /// Serves on `listener` until the process stops; it answers while the process drains.
+    pub async fn serve(self, listener: TcpListener, lifecycle: Lifecycle) {
+        let admin = Arc::new(self);
+        let permits = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = lifecycle.stopping() => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let (admin, life) = (Arc::clone(&admin), lifecycle.clone());
+                    lifecycle.spawn(async move {
+                        let _permit = permit;
+                        admin.connection(stream, peer, &life).await;
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the admin endpoint cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, lifecycle: &Lifecycle) {
+        let service = hyper::service::service_fn(move |request| {
+            let admin = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(admin.answer(&request).await) }
+        });
+        let mut server = hyper::server::conn::http1::Builder::new();
+        server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        tokio::select! {
+            result = server.serve_connection(TokioIo::new(stream), service) => if let Err(error) = result {
+                tracing::debug!(%peer, %error, "an admin connection broke");
+            },
+            () = lifecycle.stopping() => {}
+        }
+    }
+
+    async fn answer(&self, request: &Request<Incoming>) -> Answer {
+        if !host_is_local(request) {
+            return text(StatusCode::FORBIDDEN, "the admin endpoint answers to an address or localhost only\n");
+        }
+        let path = request.uri().path();
+        match (path, request.method()) {
+            ("/live", &Method::GET | &Method::HEAD) => text(StatusCode::OK, "live\n"),
+            ("/ready", &Method::GET | &Method::HEAD) => match (self.ready)() {
+                Ok(()) => text(StatusCode::OK, "ready\n"),
+                Err(reasons) => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
+            },
+            ("/metrics", &Method::GET | &Method::HEAD) => {
+                self.metrics.run_upkeep();
+                text(StatusCode::OK, self.metrics.render())
+            }
+            (_, method) => match self.routes.get(path) {
+                Some((allowed, handler)) if allowed == method => handler().await,
+                Some((allowed, _)) => {
+                    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("use {allowed}\n"));
+                    if let Ok(value) = HeaderValue::from_str(allowed.as_str()) {
+                        answer.headers_mut().insert(ALLOW, value);
+                    }
+                    answer
+                }
+                None => {
+                    let known: Vec<&str> =
+                        ["/live", "/ready", "/metrics"].into_iter().chain(self.routes.keys().copied()).collect();
+                    text(StatusCode::NOT_FOUND, format!("known are {}\n", known.join(" ")))
+                }
+            },
+        }
+    }
+}
+
+/// Whether the request names this host by address or as localhost. A web page that a user of this host visits can
+/// reach loopback under a name of its own (DNS rebinding); it must get nothing here.
+fn host_is_local(request: &Request<Incoming>) -> bool {
+    let Some(host) = request.headers().get(HOST).and_then(|host| host.to_str().ok()) else { return false };
+    host == "localhost"
+        || host.strip_prefix("localhost:").is_some_and(|port| port.parse::<u16>().is_ok())
+        || host.parse::<SocketAddr>().is_ok()
+        || host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>().is_ok()
+}
+
+/// A plain text answer.
+pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    answer(status, "text/plain; charset=utf-8", body.into())
+}
+
+/// A JSON answer.
+pub fn json(status: StatusCode, body: &serde_json::Value) -> Answer {
+    answer(status, "application/json", Bytes::from(format!("{body:#}\n")))
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,51 @@
+//! Logs and metrics of the process.
+
+use std::io::IsTerminal;
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+/// The environment variable that filters the log (`info`, `countersign_proxy=debug`).
+pub const LOG_VARIABLE: &str = "COUNTERSIGN_LOG";
+
+/// Upper bounds of the buckets of every metric in seconds.
+const SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0];
+
+/// Why telemetry cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The variable [`LOG_VARIABLE`] is not a filter.
+    #[error("{LOG_VARIABLE} is not a log filter: {0}")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// Another recorder is installed, or a bucket is wrong.
+    #[error("metrics cannot be recorded: {0}")]
+    Metrics(#[from] BuildError),
+}
+
+/// Starts the log: to standard error, as text on a terminal and else as one JSON object a line.
+///
+/// # Errors
+/// The filter cannot be parsed.
+pub fn log() -> Result<(), TelemetryError> {
+    let filter = match std::env::var(LOG_VARIABLE) {
+        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter)?,
+        _ => EnvFilter::new("info"),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        builder.with_target(false).init();
+    } else {
+        builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+    }
+    Ok(())
+}
+
+/// Starts the recording of metrics; the handle renders them in Prometheus's text form.
+///
+/// # Errors
+/// Recording was started before.
+pub fn metrics() -> Result<PrometheusHandle, TelemetryError> {
+    let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?;
+    Ok(builder.install_recorder()?)
+}

@@ -1,0 +1,165 @@
+//! `countersign sidecar`, `proxy` and `agent`: one file, of which each takes its part.
+//!
+//! The sidecar is nothing but an agent and a proxy in one process: the proxy asks the agent's unix socket, as any other
+//! client of the Workload API would.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_agent::{Agent, AgentError, Config as AgentConfig};
+use countersign_config::{Changes, Document, Problems};
+use countersign_identity::TrustDomain;
+use countersign_policy::Policy;
+use countersign_proxy::{Config as ProxyConfig, PolicyFrom, Surroundings};
+use countersign_runtime::{Lifecycle, telemetry};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
+
+use crate::cli::{Agent as AgentOptions, ConfigFile};
+use crate::exit::Failure;
+use crate::signals;
+
+/// How long a single run waits for a backend that does not answer.
+const ONCE: Duration = Duration::from_secs(60);
+
+/// The parts of the file.
+struct File {
+    agent: AgentConfig,
+    proxy: ProxyConfig,
+}
+
+/// Runs agent and proxy.
+pub(crate) async fn sidecar(options: &ConfigFile) -> Result<(), Failure> {
+    let Some(file) = read_or_check(options)? else { return Ok(()) };
+    let (lifecycle, metrics) = begin()?;
+    let workload_api = file.agent.workload_api().to_string();
+    let agent = Agent::start(file.agent, &lifecycle).map_err(|error| agent_failure(&options.config, error))?;
+    let ready = agent.ready();
+    let surroundings = Surroundings {
+        workload_api,
+        metrics,
+        lifecycle: lifecycle.clone(),
+        ready: vec![Box::new(move || ready.now())],
+    };
+    serve(file.proxy, options, surroundings).await
+}
+
+/// Runs the proxy alone: its identity comes from whatever serves the Workload API.
+pub(crate) async fn proxy(options: &ConfigFile) -> Result<(), Failure> {
+    let Some(file) = read_or_check(options)? else { return Ok(()) };
+    let (lifecycle, metrics) = begin()?;
+    let workload_api = file.agent.workload_api().to_string();
+    serve(file.proxy, options, Surroundings { workload_api, metrics, lifecycle, ready: Vec::new() }).await
+}
+
+/// Runs the agent alone, or publishes the secrets once.
+pub(crate) async fn agent(options: &AgentOptions) -> Result<(), Failure> {
+    let Some(file) = read_or_check(&options.file)? else { return Ok(()) };
+    let failure = |error| agent_failure(&options.file.config, error);
+    if options.once {
+        return countersign_agent::once(file.agent.secrets, ONCE).await.map_err(failure);
+    }
+    let (lifecycle, _metrics) = begin()?;
+    Agent::start(file.agent, &lifecycle).map_err(failure)?;
+    lifecycle.draining().await;
+    end(&lifecycle).await;
+    Ok(())
+}
+
+async fn serve(config: ProxyConfig, options: &ConfigFile, surroundings: Surroundings) -> Result<(), Failure> {
+    let lifecycle = surroundings.lifecycle.clone();
+    let (sender, receiver) = watch::channel(Arc::new(config));
+    lifecycle.spawn(reload(options.config.clone(), sender, lifecycle.clone()));
+    let served = countersign_proxy::run(receiver, surroundings).await;
+    end(&lifecycle).await;
+    served.map_err(|error| Failure::failed("the proxy", error))
+}
+
+/// Takes up the proxy's part of the file whenever it changes; a broken file changes nothing.
+async fn reload(path: std::path::PathBuf, config: watch::Sender<Arc<ProxyConfig>>, lifecycle: Lifecycle) {
+    let mut changes = Changes::new([path.clone()]);
+    loop {
+        tokio::select! {
+            () = changes.next() => {}
+            () = lifecycle.draining() => return,
+        }
+        match read(&path) {
+            Ok(file) => {
+                config.send_if_modified(|current| {
+                    let changed = **current != file.proxy;
+                    *current = Arc::new(file.proxy);
+                    changed
+                });
+            }
+            Err(problems) => {
+                metrics::counter!("countersign_config_reload_failures_total").increment(1);
+                tracing::error!(%problems, "the changed file is broken; the one before stays in force");
+            }
+        }
+    }
+}
+
+fn begin() -> Result<(Lifecycle, PrometheusHandle), Failure> {
+    let metrics = telemetry::metrics().map_err(|error| Failure::failed("cannot start", error))?;
+    let lifecycle = Lifecycle::new();
+    signals::drain_on_signal(&lifecycle)?;
+    Ok((lifecycle, metrics))
+}
+
+async fn end(lifecycle: &Lifecycle) {
+    lifecycle.stop();
+    lifecycle.finished().await;
+}
+
+/// The file, or `None` if it was only to be checked and is right.
+fn read_or_check(options: &ConfigFile) -> Result<Option<File>, Failure> {
+    let file = read(&options.config)?;
+    if let PolicyFrom::File(policy) = &file.proxy.policy {
+        check_policy(policy)?;
+    }
+    if !options.check {
+        return Ok(Some(file));
+    }
+    say(&format!("{}: no problem", options.config.display()));
+    Ok(None)
+}
+
+fn read(path: &Path) -> Result<File, Problems> {
+    Document::read(path)?.decode(|root| {
+        let table = root.table()?;
+        let trust_domain = table.required("trust_domain").and_then(|value| value.parse::<TrustDomain>());
+        // The parts are read even without it, so that their problems are named in the same run.
+        let assumed = trust_domain.clone().or_else(|| TrustDomain::new("unknown").ok())?;
+        let agent = AgentConfig::read(&table, &assumed);
+        let proxy = ProxyConfig::read(&table, &assumed);
+        trust_domain?;
+        Some(File { agent: agent?, proxy: proxy? })
+    })
+}
+
+/// A policy file that is broken at the start is said at once; later, the one before would stay in force.
+fn check_policy(path: &Path) -> Result<(), Problems> {
+    let file = path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).map_err(|error| Problems::of_file(&file, format!("cannot be read: {error}")))?;
+    Policy::parse(&file, &text).map(drop)
+}
+
+fn agent_failure(config: &Path, error: AgentError) -> Failure {
+    if error.is_transient() {
+        return Failure::Later(error.to_string());
+    }
+    match error {
+        // A directory that is not tmpfs, or a key file that others may read: the configuration has to change.
+        AgentError::Secrets(_) | AgentError::Enrolment(_) => {
+            Failure::Configuration(Problems::of_file(config.display().to_string(), error.to_string()))
+        }
+        error => Failure::failed("the agent", error),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "this is the command's answer")]
+fn say(line: &str) {
+    println!("{line}");
+}
