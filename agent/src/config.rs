@@ -114,8 +114,8 @@ fn identity(value: &Value<'_>, trust_domain: &TrustDomain) -> Option<Source> {
 fn authority(table: &Table<'_>, address: &Value<'_>, trust_domain: &TrustDomain) -> Option<AuthorityConfig> {
     let bundle = table.required("bundle").and_then(|value| bundle(&value));
     let attest = table.required("attest");
-    let state = table.optional("state").map(|value| resolve(&value));
-    let socket = table.optional("socket").map(|value| resolve(&value));
+    let state = table.optional("state").map(|value| value.path());
+    let socket = table.optional("socket").map(|value| value.path());
     let socket_mode = table.optional("socket_mode").map(|value| value.mode());
     let place = address.parse::<Address>();
     let evidence = attest.and_then(|value| evidence(&value, place.as_ref()));
@@ -133,7 +133,7 @@ fn authority(table: &Table<'_>, address: &Value<'_>, trust_domain: &TrustDomain)
 }
 
 fn bundle(value: &Value<'_>) -> Option<(PathBuf, Bundle)> {
-    let path = resolve(value)?;
+    let path = value.path()?;
     match read_bundle(&path) {
         Ok(bundle) => Some((path, bundle)),
         Err(reason) => value.problem(format!("{}: {reason}", path.display())),
@@ -149,7 +149,7 @@ pub(crate) fn read_bundle(path: &Path) -> Result<Bundle, String> {
 fn evidence(value: &Value<'_>, address: Option<&Address>) -> Option<Evidence> {
     let table = value.table()?;
     match table.exactly_one(&["join_token_file", "unix"])? {
-        ("join_token_file", path) => resolve(&path).map(Evidence::JoinToken),
+        ("join_token_file", path) => path.path().map(Evidence::JoinToken),
         (_, unix) => {
             unix.table()?;
             match address {
@@ -175,18 +175,11 @@ fn from_environment(table: &Table<'_>) -> Option<Source> {
 }
 
 fn secrets(value: &Value<'_>) -> Option<SecretsConfig> {
-    let path = resolve(value)?;
+    let path = value.path()?;
     match SecretsConfig::load(&path) {
         Ok(config) => Some(config),
         Err(problems) => value.adopt(problems),
     }
-}
-
-/// The path in `value`, relative to the file that it stands in.
-pub(crate) fn resolve(value: &Value<'_>) -> Option<PathBuf> {
-    let path = value.path()?;
-    let directory = Path::new(value.file()).parent().unwrap_or(Path::new(""));
-    Some(directory.join(path))
 }
 
 /// A key that is absent is fine; one that was there and wrong has been reported.

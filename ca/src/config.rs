@@ -57,8 +57,7 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with the file.
     pub fn load(path: &Path) -> Result<Self, Problems> {
-        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Document::read(path)?.decode(|root| Self::read(&root.table()?, folder))
+        Document::read(path)?.decode(|root| Self::read(&root.table()?))
     }
 
     /// The store's file.
@@ -66,15 +65,15 @@ impl Config {
         self.directory.join(STORE)
     }
 
-    fn read(table: &Table<'_>, folder: &Path) -> Option<Self> {
+    fn read(table: &Table<'_>) -> Option<Self> {
         let trust_domain = table.required("trust_domain").and_then(|value| trust_domain(&value));
-        let directory = table.required("directory").and_then(|value| path(&value, folder));
+        let directory = table.required("directory").and_then(|value| value.path());
         let listen = optional(table, "listen", |value| value.parse());
-        let socket = optional(table, "socket", |value| path(value, folder));
+        let socket = optional(table, "socket", |value| value.path());
         let dns = optional(table, "dns", dns_names);
-        let key = table.required("key").and_then(|value| key(&value, folder));
-        let workloads = table.required("workloads").and_then(|value| path(&value, folder));
-        let policy = optional(table, "policy", |value| path(value, folder));
+        let key = table.required("key").and_then(|value| key(&value));
+        let workloads = table.required("workloads").and_then(|value| value.path());
+        let policy = optional(table, "policy", |value| value.path());
         let svid_ttl = optional(table, "svid_ttl", ttl);
         let admin = optional(table, "admin", |value| {
             let table = value.table()?;
@@ -142,16 +141,12 @@ fn trust_domain(value: &Value<'_>) -> Option<TrustDomain> {
     value.parse()
 }
 
-fn key(value: &Value<'_>, folder: &Path) -> Option<KeySource> {
+fn key(value: &Value<'_>) -> Option<KeySource> {
     let table = value.table()?;
     match table.exactly_one(&["file", "env"])? {
-        ("file", value) => Some(KeySource::File(path(&value, folder)?)),
+        ("file", value) => Some(KeySource::File(value.path()?)),
         (_, value) => Some(KeySource::Environment(value.string()?.to_owned())),
     }
-}
-
-fn path(value: &Value<'_>, folder: &Path) -> Option<PathBuf> {
-    Some(folder.join(value.path()?))
 }
 
 /// Name of the store in the directory.
@@ -165,7 +160,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Config, Problems> {
-        Document::parse("ca.yaml", text)?.decode(|root| Config::read(&root.table()?, Path::new("/etc/ca")))
+        Document::parse("/etc/ca/ca.yaml", text)?.decode(|root| Config::read(&root.table()?))
     }
 
     #[test]
@@ -189,14 +184,14 @@ mod tests {
                     workload: w.yaml\nsvid_ttl: 1s\ndns: [ca, \"*.x\", 10.0.0.1]\n";
         let problems = read(text).unwrap_err().to_string();
         for expected in [
-            "ca.yaml:1: key \"workloads\" is missing",
-            "ca.yaml:1: trust_domain: \"spiffe://example.org\" is not a bare trust domain",
-            "ca.yaml:3: listen:",
-            "ca.yaml:4: key: must have only one of the keys file, env",
-            "ca.yaml:5: unknown key \"workload\"; did you mean \"workloads\"?",
-            "ca.yaml:6: svid_ttl: \"1s\" is out of range",
-            "ca.yaml:7: dns[1]: \"*.x\" is not a DNS name",
-            "ca.yaml:7: dns[2]: \"10.0.0.1\" is not a DNS name",
+            "/etc/ca/ca.yaml:1: key \"workloads\" is missing",
+            "/etc/ca/ca.yaml:1: trust_domain: \"spiffe://example.org\" is not a bare trust domain",
+            "/etc/ca/ca.yaml:3: listen:",
+            "/etc/ca/ca.yaml:4: key: must have only one of the keys file, env",
+            "/etc/ca/ca.yaml:5: unknown key \"workload\"; did you mean \"workloads\"?",
+            "/etc/ca/ca.yaml:6: svid_ttl: \"1s\" is out of range",
+            "/etc/ca/ca.yaml:7: dns[1]: \"*.x\" is not a DNS name",
+            "/etc/ca/ca.yaml:7: dns[2]: \"10.0.0.1\" is not a DNS name",
         ] {
             assert!(problems.contains(expected), "{expected} is not in:\n{problems}");
         }

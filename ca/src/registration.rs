@@ -176,7 +176,7 @@ fn unix(value: &Value<'_>) -> Option<Attestor> {
     let gid = number("gid");
     let path = match table.optional("path") {
         None => Some(None),
-        Some(value) => match value.path()? {
+        Some(value) => match PathBuf::from(value.string()?) {
             path if path.is_absolute() => Some(Some(path)),
             path => value.problem(format!("{:?} is not an absolute path of an executable", path.display().to_string())),
         },

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -155,9 +155,14 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A path of the file system, taken as it is written.
+    /// A path of the file system. A relative one is relative to the file that it stands in; what is returned is absolute.
     pub fn path(&self) -> Option<PathBuf> {
-        self.string().map(PathBuf::from)
+        let text = self.string()?;
+        let directory = Path::new(&self.sink.file).parent().unwrap_or(Path::new(""));
+        match std::path::absolute(directory.join(text)) {
+            Ok(path) => Some(path),
+            Err(error) => self.problem(format!("{text:?} cannot be made absolute: {error}")),
+        }
     }
 
     /// One of a few words; another one is reported with the nearest.

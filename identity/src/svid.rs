@@ -17,6 +17,7 @@ use crate::verify::{Leaf, check_bounds};
 /// An X.509-SVID: certificate chain and private key (SPIFFE X509-SVID standard).
 pub struct Svid {
     id: SpiffeId,
+    serial: Vec<u8>,
     chain: Vec<CertificateDer<'static>>,
     key_pkcs8: Zeroizing<Vec<u8>>,
     certified: Arc<CertifiedKey>,
@@ -58,6 +59,7 @@ impl Svid {
         })?;
         Ok(Self {
             id: leaf.id,
+            serial: leaf.serial,
             not_before: leaf.not_before,
             not_after: leaf.not_after,
             certified: Arc::new(certified),
@@ -69,6 +71,12 @@ impl Svid {
     /// Whom it names.
     pub fn id(&self) -> &SpiffeId {
         &self.id
+    }
+
+    /// The serial number of its leaf, in hexadecimal, as `openssl x509 -serial` and the authority's audit show it.
+    pub fn serial(&self) -> String {
+        let digits = self.serial.iter().skip_while(|byte| **byte == 0);
+        digits.map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Certificates in DER, leaf first, without the root.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use countersign_identity::{IdentityWatch, Svid};
+use countersign_identity::IdentityWatch;
 use countersign_runtime::Lifecycle;
 use countersign_runtime::admin::{Admin, Answer, Readiness, json, text};
 use http::{Method, StatusCode};
@@ -74,50 +74,10 @@ fn show_identity(identity: &IdentityWatch) -> Answer {
             "spiffe_id": svid.id().to_string(),
             "not_before": svid.not_before().as_secs(),
             "not_after": svid.not_after().as_secs(),
-            "serial": serial(svid),
+            "serial": svid.serial(),
             "trust_domains": domains,
         }),
     )
-}
-
-/// The serial number of the leaf, in hexadecimal.
-fn serial(svid: &Svid) -> Option<String> {
-    serial_of(svid.chain().first()?).map(hex::encode)
-}
-
-/// The bytes of the serial number of a certificate: after the version, the first thing that it holds (RFC 5280, 4.1).
-fn serial_of(certificate: &[u8]) -> Option<&[u8]> {
-    let (_, certificate) = der(certificate)?;
-    let (_, tbs) = der(certificate)?;
-    let version = length_with_header(tbs)?;
-    let (tag, serial) = der(tbs.get(version..)?)?;
-    (tag == INTEGER).then_some(serial)
-}
-
-/// The tag and the content of a DER value.
-fn der(bytes: &[u8]) -> Option<(u8, &[u8])> {
-    let tag = *bytes.first()?;
-    let (header, length) = header_and_length(bytes)?;
-    Some((tag, bytes.get(header..header.checked_add(length)?)?))
-}
-
-fn length_with_header(bytes: &[u8]) -> Option<usize> {
-    let (header, length) = header_and_length(bytes)?;
-    header.checked_add(length)
-}
-
-fn header_and_length(bytes: &[u8]) -> Option<(usize, usize)> {
-    match *bytes.get(1)? {
-        short @ 0..=0x7f => Some((2, usize::from(short))),
-        long => {
-            let count = usize::from(long & 0x7f);
-            let digits = bytes.get(2..2 + count)?;
-            Some((
-                2 + count,
-                digits.iter().try_fold(0usize, |n, digit| n.checked_mul(256)?.checked_add(usize::from(*digit)))?,
-            ))
-        }
-    }
 }
 
 /// The configuration in force. It holds no secret.
@@ -170,4 +130,3 @@ fn show_config(config: &Config) -> Answer {
     )
 }
 
-const INTEGER: u8 = 2;

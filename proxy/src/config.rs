@@ -8,7 +8,7 @@ mod limits;
 mod listener;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use countersign_config::{Table, Value};
@@ -84,9 +84,7 @@ fn policy(value: Option<Value<'_>>) -> Option<PolicyFrom> {
     if value.string()? == "from-authority" {
         return Some(PolicyFrom::Authority);
     }
-    let path = value.path()?;
-    let directory = Path::new(value.file()).parent().unwrap_or(Path::new(""));
-    Some(PolicyFrom::File(directory.join(path)))
+    value.path().map(PolicyFrom::File)
 }
 
 fn admin(value: Option<Value<'_>>, taken: &mut Taken) -> Option<SocketAddr> {

@@ -13,7 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use super::notify::OnChange;
 use super::reference::Reference;
 use super::template::Template;
-use crate::config::{resolve, transpose};
+use crate::config::transpose;
 
 mod on_change;
 
@@ -94,7 +94,7 @@ impl SecretsConfig {
                 Some(value) => read_backends(value),
                 None => Some(Backends { file_directory: None, vault: None }),
             };
-            let directory = table.required("directory").and_then(|value| absolute(&value));
+            let directory = table.required("directory").and_then(|value| value.path());
             let files = table.required("files");
             let files = files.and_then(|value| read_files(&value, known.as_ref()));
             Some(Self { path: path.to_owned(), directory: directory?, files: files?, vault: known?.vault })
@@ -113,7 +113,7 @@ fn read_backends(value: &Value<'_>) -> Option<Backends> {
     }
     let file = table.optional("file").map(|value| {
         let table = value.table()?;
-        table.required("directory").and_then(|value| resolve(&value))
+        table.required("directory").and_then(|value| value.path())
     });
     let vault = table.optional("vault").map(|value| read_vault(&value));
     let (file, vault) = (transpose(file), transpose(vault));
@@ -163,11 +163,11 @@ fn vault_auth(value: &Value<'_>) -> Option<PathBuf> {
             return value.problem("this way in is not supported yet; supported is token_file");
         }
     }
-    table.required("token_file").and_then(|value| resolve(&value))
+    table.required("token_file").and_then(|value| value.path())
 }
 
 fn certificates(value: &Value<'_>) -> Option<Vec<CertificateDer<'static>>> {
-    let path = resolve(value)?;
+    let path = value.path()?;
     let text = match std::fs::read(&path) {
         Ok(text) => text,
         Err(error) => return value.problem(format!("{} cannot be read: {error}", path.display())),
@@ -331,14 +331,6 @@ fn read_pattern(value: &Value<'_>) -> Option<Regex> {
     match RegexBuilder::new(&format!(r"\A(?:{text})\z")).size_limit(MAX_PATTERN).build() {
         Ok(pattern) => Some(pattern),
         Err(error) => value.problem(format!("is not a regular expression: {error}")),
-    }
-}
-
-fn absolute(value: &Value<'_>) -> Option<PathBuf> {
-    let path = value.path()?;
-    match path.is_absolute() {
-        true => Some(path),
-        false => value.problem(format!("{} must be an absolute path", path.display())),
     }
 }
 

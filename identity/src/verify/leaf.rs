@@ -20,6 +20,8 @@ use crate::refusal::Refusal;
 /// What the rules of a leaf certificate leave of it.
 pub(crate) struct Leaf {
     pub(crate) id: SpiffeId,
+    /// The content of its DER INTEGER.
+    pub(crate) serial: Vec<u8>,
     pub(crate) not_before: UnixTime,
     pub(crate) not_after: UnixTime,
 }
@@ -36,6 +38,7 @@ impl Leaf {
         check_subject(&certificate)?;
         Ok(Self {
             id,
+            serial: certificate.raw_serial().to_vec(),
             not_before: unix_time(certificate.validity().not_before.timestamp()),
             not_after: unix_time(certificate.validity().not_after.timestamp()),
         })

@@ -3,7 +3,7 @@ use countersign_config::Document;
 use super::*;
 
 fn read(text: &str) -> Result<Config, String> {
-    let document = Document::parse("dir/sidecar.yaml", text).unwrap();
+    let document = Document::parse("/etc/dir/sidecar.yaml", text).unwrap();
     let domain = TrustDomain::new("a.example").unwrap();
     document.decode(|root| Config::read(&root.table()?, &domain)).map_err(|problems| problems.to_string())
 }
@@ -28,7 +28,7 @@ fn every_key_is_read() {
          limits: { connections: 5, idle: 1h }\n",
     )
     .unwrap();
-    assert_eq!(config.policy, PolicyFrom::File("dir/policy.yaml".into()));
+    assert_eq!(config.policy, PolicyFrom::File("/etc/dir/policy.yaml".into()));
     assert_eq!(config.outbound[0].to[0], Address::Name("b".into(), 15443));
     assert_eq!(config.outbound[0].identity.to_string(), "spiffe://a.example/ns/b");
     assert_eq!(config.grace, Duration::from_secs(5));

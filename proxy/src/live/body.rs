@@ -8,8 +8,10 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::Connection;
 use super::flight::{Cut, Flight, Ticket};
-use crate::fault::Blame;
+use crate::exchange;
+use crate::fault::{Blame, Fault};
 use crate::guard;
 use crate::pool::Lease;
 
@@ -26,13 +28,14 @@ pub(crate) enum BodyError {
 
 /// A request body on its way out. It has no end of its own making: what breaks on the way in breaks on the way out.
 pub(crate) struct RequestBody {
-    incoming: Option<Incoming>,
+    /// The body and the connection that it comes from.
+    incoming: Option<(Incoming, Arc<Connection>)>,
     flight: Arc<Flight>,
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, flight: Arc<Flight>) -> Self {
-        Self { incoming: Some(incoming), flight }
+    pub(crate) fn new(incoming: Incoming, connection: Arc<Connection>, flight: Arc<Flight>) -> Self {
+        Self { incoming: Some((incoming, connection)), flight }
     }
 
     /// No body, for a request that is sent again.
@@ -50,11 +53,11 @@ impl HttpBody for RequestBody {
             return Poll::Ready(Some(Err(BodyError::Cut(cut))));
         }
         let this = &mut *self;
-        let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
+        let Some((incoming, connection)) = &mut this.incoming else { return Poll::Ready(None) };
         let frame = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
         let mut ended = frame.is_none() || incoming.is_end_stream();
         let frame = frame.map(|frame| {
-            frame.map_err(BodyError::from).map(|mut frame| {
+            frame.map_err(|error| broke(connection, error)).map(|mut frame| {
                 if let Some(data) = frame.data_ref() {
                     this.flight.moved_up(data.len());
                 }
@@ -72,12 +75,21 @@ impl HttpBody for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(HttpBody::is_end_stream)
+        self.incoming.as_ref().is_none_or(|(incoming, _)| incoming.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
+        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), |(incoming, _)| incoming.size_hint())
     }
+}
+
+/// A request body that broke. If the guard broke it, that is said as for any request that it refuses; it is too late to
+/// answer so.
+fn broke(connection: &Connection, error: hyper::Error) -> BodyError {
+    if let Some(refused) = guard::refusal_of_body(&error) {
+        exchange::report(connection, &Fault::Refused(refused), None);
+    }
+    error.into()
 }
 
 /// A response body on its way back.

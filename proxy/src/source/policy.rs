@@ -22,6 +22,9 @@ use super::{Backoff, PATIENCE, Waiting};
 /// The policy in force; `None` until the first one was received.
 pub(crate) type PolicyWatch = watch::Receiver<Option<Arc<Policy>>>;
 
+/// The name that a policy from the feed bears in explanations; it is the authority's file.
+const AS_PUSHED: &str = "policy.yaml";
+
 /// The longest policy that is taken, in bytes; what the policy file itself may have, and a little for the frame.
 const MAX_POLICY: usize = (16 << 20) + 1024;
 
@@ -91,10 +94,23 @@ async fn follow_once(
     // No time limit here: the feed says nothing for as long as nothing changes.
     while let Some(message) = stream.message().await.map_err(|status| said(&status))? {
         tracing::debug!(generation = message.generation, "received a policy");
-        parse(move || Policy::parse("policy", &message.yaml), policy, waiting).await;
+        if message.yaml.is_empty() {
+            withdraw(policy, waiting);
+        } else {
+            parse(move || Policy::parse(AS_PUSHED, &message.yaml), policy, waiting).await;
+        }
         *backoff = Backoff::new();
     }
     Ok(())
+}
+
+/// The authority has no policy, or none any more: then nothing is allowed.
+fn withdraw(policy: &watch::Sender<Option<Arc<Policy>>>, waiting: &Waiting) {
+    if policy.send_replace(None).is_some() {
+        tracing::warn!("the policy was withdrawn; everything is denied");
+        metrics::counter!("countersign_policy_updates_total", "result" => "withdrawn").increment(1);
+    }
+    waiting.set(Some("policy: the authority has none; everything is denied".to_owned()));
 }
 
 /// Parses away from the tasks that serve: a large policy takes a while.

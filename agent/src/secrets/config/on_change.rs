@@ -6,7 +6,7 @@ use countersign_config::Value;
 use reqwest::{Method, Url};
 use rustix::process::Signal;
 
-use crate::config::{resolve, transpose};
+use crate::config::transpose;
 use crate::secrets::notify::OnChange;
 
 /// `None` inside for `none`.
@@ -30,7 +30,7 @@ pub(super) fn read(value: &Value<'_>) -> Option<Option<OnChange>> {
 fn signal(value: &Value<'_>) -> Option<OnChange> {
     let table = value.table()?;
     let signal = table.required("name").and_then(|value| value.one_of(SIGNALS));
-    let pid_file = table.required("pid_file").and_then(|value| resolve(&value));
+    let pid_file = table.required("pid_file").and_then(|value| value.path());
     Some(OnChange::Signal { signal: signal?, pid_file: pid_file? })
 }
 
