@@ -7,6 +7,7 @@
 mod mesh;
 pub mod peers;
 mod process;
+pub mod stranger;
 mod wait;
 
 pub use mesh::{Authority, Mesh, Service, Sidecar, TRUST_DOMAIN};

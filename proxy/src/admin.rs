@@ -129,4 +129,3 @@ fn show_config(config: &Config) -> Answer {
         }),
     )
 }
-

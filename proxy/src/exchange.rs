@@ -72,7 +72,8 @@ pub(crate) async fn forward(
         tunnel::set(&mut parts.headers, upgrade.clone());
     }
     let flight = Arc::clone(&ticket.flight);
-    let request = Request::from_parts(parts, RequestBody::new(body, Arc::clone(&ticket.connection), Arc::clone(&flight)));
+    let request =
+        Request::from_parts(parts, RequestBody::new(body, Arc::clone(&ticket.connection), Arc::clone(&flight)));
     let answered = ticket.unless_cut(async {
         match upgrade {
             Some(_) => pool.send_alone(request, &flight).await,
