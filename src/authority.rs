@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use countersign_ca::token::TokenError;
 use countersign_ca::workloads::WorkloadsError;
 use countersign_ca::{Attestor, Config, Init, InitError, Registration, RunError, Status};
-use countersign_runtime::{Lifecycle, telemetry};
 use serde_json::json;
 
-use crate::cli::{BundleFormat, Ca, CaBundle, CaInit, CaRun, CaToken, CaTokenCreate, CaWorkload};
+use crate::cli::{BundleFormat, Ca, CaAgent, CaAudit, CaBundle, CaInit, CaRun, CaToken, CaTokenCreate, CaWorkload};
 use crate::exit::Failure;
 use crate::signals;
 
@@ -30,6 +29,14 @@ pub(crate) async fn run(command: Ca) -> Result<(), Failure> {
             }
             Ok(())
         }
+        Ca::Agent(CaAgent::Evict(options)) => {
+            let config = Config::load(&options.file.config)?;
+            let evicted = countersign_ca::agents::evict(&config, &options.thumbprint).await;
+            let evicted = evicted.map_err(|error| Failure::failed("no agent was evicted", error))?;
+            put(&format!("evicted {} of {}", evicted.thumbprint, evicted.spiffe_id));
+            Ok(())
+        }
+        Ca::Audit(options) => audit(options).await,
         Ca::Status(options) => {
             let config = Config::load(&options.file.config)?;
             let status = countersign_ca::status(&config).await;
@@ -67,9 +74,7 @@ async fn serve(options: CaRun) -> Result<(), Failure> {
         put(&format!("{}: no problem", options.file.config.display()));
         return Ok(());
     }
-    let metrics = telemetry::metrics().map_err(|error| Failure::failed("cannot start", error))?;
-    let lifecycle = Lifecycle::new();
-    signals::drain_on_signal(&lifecycle)?;
+    let (lifecycle, metrics) = signals::begin()?;
     let ended = countersign_ca::run(config, lifecycle.clone(), metrics).await;
     lifecycle.stop();
     lifecycle.finished().await;
@@ -89,6 +94,34 @@ async fn create_token(options: CaTokenCreate) -> Result<(), Failure> {
     })?;
     // The one place where it is shown; the file that it is put into is the operator's to guard.
     put(token.secret());
+    Ok(())
+}
+
+async fn audit(options: CaAudit) -> Result<(), Failure> {
+    let config = Config::load(&options.file.config)?;
+    let failed = |error: &dyn std::fmt::Display| Failure::failed("the audit", error);
+    if options.verify {
+        let verified = countersign_ca::audit::verify(&config).await.map_err(|error| failed(&error))?;
+        put(&format!("{} rows, the head is {}", verified.rows, verified.head));
+        return Ok(());
+    }
+    for entry in
+        countersign_ca::audit::read(&config, options.after, options.limit).await.map_err(|error| failed(&error))?
+    {
+        if options.json {
+            put(&serde_json::to_string(&entry).map_err(|error| failed(&error))?);
+            continue;
+        }
+        let said = [&entry.reason, &entry.spiffe_id, &entry.serial, &entry.detail];
+        let said = said.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join("  ");
+        put(&format!(
+            "{}  {}  {}  {said}  from {}",
+            entry.sequence,
+            moment(entry.at_ms / 1000),
+            entry.event,
+            entry.source
+        ));
+    }
     Ok(())
 }
 

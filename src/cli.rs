@@ -94,6 +94,11 @@ pub(crate) enum Ca {
     /// The trust bundle, with which others verify this authority's certificates
     #[command(subcommand)]
     Bundle(CaBundle),
+    /// The agents that the authority knows by their enrolment keys
+    #[command(subcommand)]
+    Agent(CaAgent),
+    /// What was issued and refused, and whether the record is whole
+    Audit(CaAudit),
     /// Keys, generation, agents
     Status(CaStatus),
 }
@@ -216,6 +221,38 @@ pub(crate) struct CaStatus {
     #[command(flatten)]
     pub(crate) file: CaFile,
     /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CaAgent {
+    /// Take an enrolment key's right to certificates away, for good; `ca status` lists the keys
+    Evict(CaAgentEvict),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CaAgentEvict {
+    #[command(flatten)]
+    pub(crate) file: CaFile,
+    /// The beginning of the key's thumbprint: at least eight hexadecimal digits
+    pub(crate) thumbprint: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CaAudit {
+    #[command(flatten)]
+    pub(crate) file: CaFile,
+    /// Check the whole record instead, and print its length and its head
+    #[arg(long, conflicts_with_all = ["after", "limit"])]
+    pub(crate) verify: bool,
+    /// Only rows after this one
+    #[arg(long, value_name = "ROW", default_value_t = 0)]
+    pub(crate) after: i64,
+    /// At most so many rows
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) limit: u32,
+    /// Print JSON, one object a line
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -28,6 +28,9 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     countersign_runtime::harden().map_err(|error| Failure::failed("cannot forbid core dumps", error))?;
     countersign_runtime::telemetry::log().map_err(|error| Failure::usage(error.to_string()))?;
+    if let Err(error) = countersign_runtime::raise_open_files() {
+        tracing::warn!(%error, "the limit on open files stays as it is");
+    }
     install_cryptography()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers())

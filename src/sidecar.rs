@@ -12,8 +12,9 @@ use countersign_config::{Changes, Document, Problems};
 use countersign_identity::TrustDomain;
 use countersign_policy::Policy;
 use countersign_proxy::{Config as ProxyConfig, PolicyFrom, Surroundings};
-use countersign_runtime::{Lifecycle, telemetry};
-use metrics_exporter_prometheus::PrometheusHandle;
+use countersign_runtime::Lifecycle;
+use countersign_runtime::admin::Admin;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::cli::{Agent as AgentOptions, ConfigFile};
@@ -32,7 +33,7 @@ struct File {
 /// Runs agent and proxy.
 pub(crate) async fn sidecar(options: &ConfigFile) -> Result<(), Failure> {
     let Some(file) = read_or_check(options)? else { return Ok(()) };
-    let (lifecycle, metrics) = begin()?;
+    let (lifecycle, metrics) = signals::begin()?;
     let workload_api = file.agent.workload_api().to_string();
     let agent = Agent::start(file.agent, &lifecycle).map_err(|error| agent_failure(&options.config, error))?;
     let ready = agent.ready();
@@ -48,7 +49,7 @@ pub(crate) async fn sidecar(options: &ConfigFile) -> Result<(), Failure> {
 /// Runs the proxy alone: its identity comes from whatever serves the Workload API.
 pub(crate) async fn proxy(options: &ConfigFile) -> Result<(), Failure> {
     let Some(file) = read_or_check(options)? else { return Ok(()) };
-    let (lifecycle, metrics) = begin()?;
+    let (lifecycle, metrics) = signals::begin()?;
     let workload_api = file.agent.workload_api().to_string();
     serve(file.proxy, options, Surroundings { workload_api, metrics, lifecycle, ready: Vec::new() }).await
 }
@@ -60,8 +61,12 @@ pub(crate) async fn agent(options: &AgentOptions) -> Result<(), Failure> {
     if options.once {
         return countersign_agent::once(file.agent.secrets, ONCE).await.map_err(failure);
     }
-    let (lifecycle, _metrics) = begin()?;
-    Agent::start(file.agent, &lifecycle).map_err(failure)?;
+    let (lifecycle, metrics) = signals::begin()?;
+    let listen = file.proxy.admin;
+    let listener = TcpListener::bind(listen).await;
+    let listener = listener.map_err(|error| Failure::failed(format!("cannot listen on {listen}"), error))?;
+    let ready = Agent::start(file.agent, &lifecycle).map_err(failure)?.ready();
+    lifecycle.spawn(Admin::new(metrics, move || ready.now()).serve(listener, lifecycle.clone()));
     lifecycle.draining().await;
     end(&lifecycle).await;
     Ok(())
@@ -98,13 +103,6 @@ async fn reload(path: std::path::PathBuf, config: watch::Sender<Arc<ProxyConfig>
             }
         }
     }
-}
-
-fn begin() -> Result<(Lifecycle, PrometheusHandle), Failure> {
-    let metrics = telemetry::metrics().map_err(|error| Failure::failed("cannot start", error))?;
-    let lifecycle = Lifecycle::new();
-    signals::drain_on_signal(&lifecycle)?;
-    Ok((lifecycle, metrics))
 }
 
 async fn end(lifecycle: &Lifecycle) {

@@ -1,12 +1,23 @@
-//! Signals: the first SIGTERM or SIGINT drains, the second stops at once.
+//! The beginning of a long-running process, and the signals that end it: the first SIGTERM or SIGINT drains, the second
+//! stops at once.
 
-use countersign_runtime::Lifecycle;
+use countersign_runtime::{Lifecycle, telemetry};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::Failure;
 
+/// Starts the life of the process and its metrics.
+pub(crate) fn begin() -> Result<(Lifecycle, PrometheusHandle), Failure> {
+    let metrics = telemetry::metrics().map_err(|error| Failure::failed("cannot start", error))?;
+    let lifecycle = Lifecycle::new();
+    drain_on_signal(&lifecycle)?;
+    lifecycle.spawn(telemetry::upkeep(metrics.clone(), lifecycle.clone()));
+    Ok((lifecycle, metrics))
+}
+
 /// From now on, signals end `lifecycle`.
-pub(crate) fn drain_on_signal(lifecycle: &Lifecycle) -> Result<(), Failure> {
+fn drain_on_signal(lifecycle: &Lifecycle) -> Result<(), Failure> {
     let listen = |kind| signal(kind).map_err(|error| Failure::failed("cannot listen for signals", error));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let life = lifecycle.clone();

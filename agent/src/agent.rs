@@ -16,7 +16,7 @@ use crate::config::{AuthorityConfig, Config, Source};
 use crate::enrolment::{Enrolment, EnrolmentError};
 use crate::follow::{Follower, PolicyText};
 use crate::identity::{Life, Links, hold};
-use crate::secrets::{Incomplete, Secrets, SecretsConfig, SecretsError, readiness};
+use crate::secrets::{Incomplete, PublishError, Secrets, SecretsConfig, SecretsError, readiness};
 use crate::workload_api::{Served, serve};
 
 /// A running agent. Its tasks belong to the life cycle that it was started with.
@@ -134,7 +134,12 @@ impl Status {
 impl AgentError {
     /// Whether it may work later, without a change to anything (exit code 75).
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Incomplete(incomplete) if incomplete.transient)
+        match self {
+            Self::Incomplete(incomplete) => incomplete.transient,
+            // The agent that has it may be one that is about to end.
+            Self::Secrets(SecretsError::Publish(PublishError::Taken(_))) => true,
+            _ => false,
+        }
     }
 }
 
@@ -160,13 +165,13 @@ fn start_identity(config: AuthorityConfig, lifecycle: &Lifecycle) -> Result<Star
 
     let authority = Authority::new(&config, &enrolment, Arc::clone(&trust));
     let follower = Follower::new(authority.clone(), Arc::clone(&trust));
-    let links = Links { attested: follower.attested(), connected: follower.connected(), bundles: follower.bundles() };
+    let links = Links { attested: follower.attested(), connected: follower.connected() };
     let life = Life::new(authority, Arc::clone(&trust), config.evidence, enrolment.kept, links);
     let status = Status { life: life.waiting(), follower: follower.waiting() };
     let policy = follower.policy();
     let (hold_identity, identity) = watch::channel(None);
 
-    spawn(lifecycle, hold(life.svid(), follower.bundles(), hold_identity));
+    spawn(lifecycle, hold(life.svid(), trust.handed_out(), hold_identity));
     spawn(lifecycle, follow_bundle_file(trust));
     let served = Served {
         identity: identity.clone(),
@@ -188,7 +193,9 @@ async fn follow_bundle_file(trust: Arc<Trust>) {
     let mut changes = Changes::new([trust.bundle_file().to_owned()]);
     loop {
         changes.next().await;
-        trust.reload();
+        let trust = Arc::clone(&trust);
+        // The file system may hang; it fails only while the process ends.
+        let _ = tokio::task::spawn_blocking(move || trust.reload()).await;
     }
 }
 

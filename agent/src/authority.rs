@@ -1,12 +1,13 @@
 //! The authority as the agent sees it: three calls over one connection of mutual TLS.
 //!
 //! Invariant: nothing is said to a peer that did not prove to be `spiffe://TRUST-DOMAIN/countersign/authority`, judged
-//! by the newest bundle known. The connection is made when it is needed, and made again after it broke.
+//! by the newest bundle known. The connection is made when it is needed, made again after it broke, and given up with
+//! everything under way when the operator replaces the bundle file.
 
 mod connect;
 mod trust;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::{AUTHORITY_PATH, SpiffeId, TrustDomain};
@@ -28,7 +29,10 @@ pub(crate) use trust::Trust;
 /// A connection to the authority; clones share it.
 #[derive(Clone)]
 pub(crate) struct Authority {
-    client: AuthorityClient<Channel>,
+    connector: Connector,
+    trust: Arc<Trust>,
+    /// The connection, and the epoch of trust that it belongs to.
+    client: Arc<Mutex<(u64, AuthorityClient<Channel>)>>,
     address: Address,
     trust_domain: TrustDomain,
 }
@@ -73,14 +77,15 @@ pub enum AuthorityError {
 impl Authority {
     /// The authority of `config`. Does not connect yet.
     pub(crate) fn new(config: &AuthorityConfig, enrolment: &Enrolment, trust: Arc<Trust>) -> Self {
-        // The connector decides where to; a gRPC request needs some authority in its head.
-        let channel = Endpoint::from_static("http://authority.countersign")
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(Connector::new(config.address.clone(), enrolment, trust));
-        let client = AuthorityClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        Self { client, address: config.address.clone(), trust_domain: config.trust_domain.clone() }
+        let connector = Connector::new(config.address.clone(), enrolment, Arc::clone(&trust));
+        let client = (trust.epoch(), client(connector.clone()));
+        Self {
+            connector,
+            trust,
+            client: Arc::new(Mutex::new(client)),
+            address: config.address.clone(),
+            trust_domain: config.trust_domain.clone(),
+        }
     }
 
     /// Where it is.
@@ -92,7 +97,7 @@ impl Authority {
     pub(crate) async fn attest(&self, evidence: Evidence) -> Result<SpiffeId, AuthorityError> {
         let attempted = "attest this workload";
         let request = AttestRequest { evidence: Some(evidence) };
-        let answer = self.within(attempted, self.client.clone().attest(request)).await?.into_inner();
+        let answer = self.within(attempted, async |mut client| client.attest(request).await).await?.into_inner();
         let id = SpiffeId::new(&answer.spiffe_id).map_err(|error| self.unusable(error))?;
         if *id.trust_domain() != self.trust_domain {
             return Err(self.unusable(format!("{id} is not of the trust domain {}", self.trust_domain)));
@@ -106,8 +111,8 @@ impl Authority {
     /// Has an X.509-SVID issued for the key of `csr` (PKCS #10, DER).
     pub(crate) async fn issue(&self, csr: Vec<u8>) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
         let request = IssueX509SvidRequest { csr: csr.into() };
-        let call = self.within("issue an SVID", self.client.clone().issue_x509_svid(request)).await?;
-        Ok(call.into_inner().chain.into_iter().map(|der| CertificateDer::from(der.to_vec())).collect())
+        let answer = self.within("issue an SVID", async |mut client| client.issue_x509_svid(request).await).await?;
+        Ok(answer.into_inner().chain.into_iter().map(|der| CertificateDer::from(der.to_vec())).collect())
     }
 
     /// Follows the authority's snapshots; each is acknowledged through `acknowledgements` once it is in force.
@@ -115,8 +120,8 @@ impl Authority {
         &self,
         acknowledgements: ReceiverStream<Acknowledgement>,
     ) -> Result<Streaming<Snapshot>, AuthorityError> {
-        let mut client = self.client.clone();
-        Ok(self.within(FOLLOW, client.follow(acknowledgements)).await?.into_inner())
+        let answer = self.within(FOLLOW, async |mut client| client.follow(acknowledgements).await).await?;
+        Ok(answer.into_inner())
     }
 
     /// The error that a call or a stream ended with, in words.
@@ -140,22 +145,54 @@ impl Authority {
         AuthorityError::Answer { address: self.address.clone(), reason: reason.to_string() }
     }
 
+    /// What a connection ended with that belongs to an earlier epoch of trust.
+    pub(crate) fn superseded(&self) -> AuthorityError {
+        ConnectError::broken(&self.address, "the bundle file was replaced").into()
+    }
+
     async fn within<T>(
         &self,
         attempted: &'static str,
-        call: impl Future<Output = Result<T, Status>>,
+        call: impl AsyncFnOnce(AuthorityClient<Channel>) -> Result<T, Status>,
     ) -> Result<T, AuthorityError> {
-        match tokio::time::timeout(RPC_TIMEOUT, call).await {
-            Ok(result) => result.map_err(|status| self.error(attempted, &status)),
-            Err(_) => Err(AuthorityError::Timeout { address: self.address.clone(), attempted }),
+        let (epoch, client) = self.client();
+        tokio::select! {
+            biased;
+            () = self.trust.superseded(epoch) => Err(self.superseded()),
+            answer = tokio::time::timeout(RPC_TIMEOUT, call(client)) => match answer {
+                Ok(result) => result.map_err(|status| self.error(attempted, &status)),
+                Err(_) => Err(AuthorityError::Timeout { address: self.address.clone(), attempted }),
+            },
         }
+    }
+
+    /// The connection of the epoch that runs, with that epoch.
+    fn client(&self) -> (u64, AuthorityClient<Channel>) {
+        let epoch = self.trust.epoch();
+        let mut held = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.0 < epoch {
+            *held = (epoch, client(self.connector.clone()));
+        }
+        held.clone()
     }
 }
 
+/// Connects when it is used first.
+fn client(connector: Connector) -> AuthorityClient<Channel> {
+    // The connector decides where to; a gRPC request needs some authority in its head.
+    let channel = Endpoint::from_static("http://authority.countersign")
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(connector);
+    AuthorityClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+}
+
 impl AuthorityError {
-    /// Whether the authority does not know the enrolment key: the agent must attest (again).
-    pub(crate) fn is_unauthenticated(&self) -> bool {
-        matches!(self, Self::Refused { code: Code::Unauthenticated, .. })
+    /// Whether the authority does not take this agent for a workload (any more), because it does not know the key or
+    /// because the key's registration is gone: the agent must attest (again).
+    pub(crate) fn is_not_taken(&self) -> bool {
+        matches!(self, Self::Refused { code: Code::Unauthenticated | Code::PermissionDenied, .. })
     }
 
     /// In one word, for a metric label.

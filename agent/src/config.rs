@@ -30,7 +30,7 @@ pub enum Source {
 }
 
 /// How the agent gets an identity, and where it serves it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthorityConfig {
     /// The trust domain of the workload and of the authority.
     pub trust_domain: TrustDomain,
@@ -87,11 +87,31 @@ impl Config {
         Some(Self { identity: identity?, secrets })
     }
 
+    /// Whether `other` asks for something that a running agent of `self` does not take up by itself. The content of the
+    /// bundle and of `secrets.yaml` does not count: the agent follows both files.
+    pub fn differs(&self, other: &Self) -> bool {
+        let secrets = |config: &Self| config.secrets.as_ref().map(|secrets| secrets.path.clone());
+        self.identity.differs(&other.identity) || secrets(self) != secrets(other)
+    }
+
     /// Where the workload's identity is to be had, whoever serves it.
     pub fn workload_api(&self) -> &Endpoint {
         match &self.identity {
             Source::Authority(config) => &config.socket,
             Source::WorkloadApi(endpoint) => endpoint,
+        }
+    }
+}
+
+impl Source {
+    fn differs(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Authority(config), Self::Authority(other)) => {
+                let followed = AuthorityConfig { bundle: other.bundle.clone(), ..config.clone() };
+                followed != *other
+            }
+            (Self::WorkloadApi(endpoint), Self::WorkloadApi(other)) => endpoint != other,
+            _ => true,
         }
     }
 }

@@ -30,7 +30,6 @@ pub(crate) struct Follower {
     trust: Arc<Trust>,
     attested: watch::Sender<bool>,
     connected: watch::Sender<bool>,
-    bundles: watch::Sender<Option<Arc<Bundles>>>,
     policy: watch::Sender<Option<Arc<PolicyText>>>,
     waiting: Waiting,
     backoff: Backoff,
@@ -44,7 +43,6 @@ impl Follower {
             trust,
             attested: watch::Sender::new(false),
             connected: watch::Sender::new(false),
-            bundles: watch::Sender::new(None),
             policy: watch::Sender::new(None),
             waiting,
             backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
@@ -59,11 +57,6 @@ impl Follower {
     /// Whether the authority is being followed.
     pub(crate) fn connected(&self) -> watch::Receiver<bool> {
         self.connected.subscribe()
-    }
-
-    /// The bundles in force; none before the first snapshot.
-    pub(crate) fn bundles(&self) -> watch::Receiver<Option<Arc<Bundles>>> {
-        self.bundles.subscribe()
     }
 
     /// The policy in force; none before the first snapshot.
@@ -82,18 +75,23 @@ impl Follower {
         loop {
             // The sender is `self.attested`.
             let _ = attested.wait_for(|attested| *attested).await;
-            let Err(error) = self.follow().await;
+            let epoch = self.trust.epoch();
+            let Err(error) = self.follow(epoch).await;
             self.connected.send_replace(false);
             metrics::gauge!("countersign_agent_authority_connected").set(0.0);
             self.waiting.because("the authority is not followed", error.to_string());
-            if error.is_unauthenticated() {
+            if error.is_not_taken() {
                 self.attested.send_replace(false);
             }
-            tokio::time::sleep(self.backoff.next()).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.backoff.next()) => {}
+                () = self.trust.superseded(epoch) => self.backoff.reset(),
+            }
         }
     }
 
-    async fn follow(&mut self) -> Result<std::convert::Infallible, AuthorityError> {
+    /// Follows through a connection of `epoch`, until it breaks or that epoch is over.
+    async fn follow(&mut self, epoch: u64) -> Result<std::convert::Infallible, AuthorityError> {
         let (acknowledge, acknowledgements) = mpsc::channel(UNACKNOWLEDGED);
         // In force here from an earlier stream, or nothing: either way the authority sends its state.
         let _ = acknowledge.try_send(Acknowledgement { generation: 0 });
@@ -105,7 +103,7 @@ impl Follower {
             let snapshot = snapshot.ok_or_else(|| self.authority.unusable("it ended the stream"))?;
             self.reached();
             let generation = snapshot.generation;
-            match self.take_up(snapshot) {
+            match self.take_up(epoch, snapshot) {
                 Ok(()) => {
                     metrics::counter!("countersign_agent_snapshots_total", "result" => "taken_up").increment(1);
                     let sent = timeout(RPC_TIMEOUT, acknowledge.send(Acknowledgement { generation })).await;
@@ -119,7 +117,11 @@ impl Follower {
                     tracing::error!(%error, "a snapshot is refused; what was in force stays");
                 }
             }
-            next = snapshots.message().await;
+            next = tokio::select! {
+                biased;
+                () = self.trust.superseded(epoch) => return Err(self.authority.superseded()),
+                next = snapshots.message() => next,
+            };
         }
     }
 
@@ -133,20 +135,15 @@ impl Follower {
     }
 
     /// Puts a snapshot in force, whole or not at all.
-    fn take_up(&self, snapshot: Snapshot) -> Result<(), String> {
+    fn take_up(&self, epoch: u64, snapshot: Snapshot) -> Result<(), String> {
         let bundles = snapshot.bundles.into_iter().map(read_bundle).collect::<Result<Vec<_>, _>>()?;
         let bundles = Bundles::new(bundles);
         // The connection that it came through is vouched for by this very trust domain, so this cannot be meant.
         let own = bundles.of(self.trust.trust_domain()).filter(|own| own.certificates().next().is_some());
         let own = own.ok_or_else(|| format!("it trusts nothing of {}", self.trust.trust_domain()))?;
-        self.trust.follow(own);
-        self.bundles.send_if_modified(|held| {
-            let changed = held.as_deref() != Some(&bundles);
-            if changed {
-                *held = Some(Arc::new(bundles));
-            }
-            changed
-        });
+        if !self.trust.follow(epoch, own, &bundles) {
+            return Err("it is of an authority that the bundle file does not vouch for any more".into());
+        }
         let generation = snapshot.generation;
         self.policy.send_if_modified(|held| {
             let changed = held.as_ref().is_none_or(|held| held.yaml != snapshot.policy_yaml);

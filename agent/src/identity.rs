@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::SHA256;
 use countersign_config::Changes;
-use countersign_identity::{Bundles, Refusal, Role, SpiffeId, Svid, SvidError, verify_peer};
+use countersign_identity::{Refusal, Role, SpiffeId, Svid, SvidError, verify_peer};
 use countersign_wire::authority::attest_request::Evidence as Shown;
 use countersign_wire::authority::{Enrolled, JoinToken, UnixPeer};
 use rustls_pki_types::UnixTime;
@@ -33,11 +34,17 @@ pub(crate) struct Life {
     known: bool,
     /// The file of the evidence: a new token is tried at once.
     token: Changes,
+    /// Whether that file has changed since it was tried.
+    changed: bool,
+    /// Digest of the token that was there at the start, or was tried last: no token is shown twice while another way in
+    /// is left, because the authority takes that for theft.
+    tried: Option<[u8; 32]>,
+    /// The epoch of trust of the last attestation.
+    epoch: u64,
     /// Set here; reset by the follower where the authority does not know the key any more.
     attested: watch::Sender<bool>,
     /// Whether the authority is there: when it comes back, an attempt is made at once.
     connected: watch::Receiver<bool>,
-    bundles: watch::Receiver<Option<Arc<Bundles>>>,
     svid: watch::Sender<Option<Arc<Svid>>>,
     waiting: Waiting,
     backoff: Backoff,
@@ -47,7 +54,6 @@ pub(crate) struct Life {
 pub(crate) struct Links {
     pub(crate) attested: watch::Sender<bool>,
     pub(crate) connected: watch::Receiver<bool>,
-    pub(crate) bundles: watch::Receiver<Option<Arc<Bundles>>>,
 }
 
 /// Why there is no (new) SVID yet.
@@ -84,10 +90,12 @@ impl Life {
             trust,
             evidence,
             known: kept,
+            tried: token.as_deref().and_then(|path| Some(token_digest(std::fs::read_to_string(path).ok()?.trim()))),
             token: Changes::new(token),
+            changed: false,
+            epoch: 0,
             attested: links.attested,
             connected: links.connected,
-            bundles: links.bundles,
             svid: watch::Sender::new(None),
             waiting,
             backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
@@ -109,7 +117,7 @@ impl Life {
         let mut renew_at = SystemTime::now();
         loop {
             let id = self.attest().await;
-            if self.svid.borrow().as_ref().is_none_or(|svid| *svid.id() != id) {
+            if self.svid.borrow().as_ref().is_none_or(|svid| *svid.id() != id || self.is_untrusted(svid)) {
                 renew_at = SystemTime::now();
             }
             while self.still_attested_at(renew_at).await {
@@ -128,7 +136,6 @@ impl Life {
                 Ok(id) => {
                     tracing::info!(%id, authority = %self.authority.address(), "attested");
                     self.known = true;
-                    self.backoff.reset();
                     self.attested.send_replace(true);
                     if self.svid.borrow().is_some() {
                         self.waiting.over();
@@ -140,22 +147,40 @@ impl Life {
         }
     }
 
-    async fn attest_once(&self) -> Result<SpiffeId, LifeError> {
-        let Evidence::JoinToken(path) = &self.evidence else {
+    async fn attest_once(&mut self) -> Result<SpiffeId, LifeError> {
+        self.epoch = self.trust.epoch();
+        let Evidence::JoinToken(path) = self.evidence.clone() else {
             return Ok(self.authority.attest(Shown::UnixPeer(UnixPeer {})).await?);
         };
         if self.known {
+            // A new token is the operator's word on whom this workload is to be.
+            if std::mem::take(&mut self.changed)
+                && let Ok(token) = read_token(&path).await
+                && self.tried != Some(token_digest(&token))
+            {
+                match self.show_token(&path, token).await {
+                    Err(error @ LifeError::TokenRefused { .. }) => {
+                        tracing::warn!(%error, "the new join token is refused; going on with the enrolment key");
+                    }
+                    result => return result,
+                }
+            }
             match self.authority.attest(Shown::Enrolled(Enrolled {})).await {
-                Err(error) if error.is_unauthenticated() => {
-                    tracing::info!("the authority does not know this agent's key any more; trying the join token");
+                Err(error) if error.is_not_taken() => {
+                    tracing::info!(%error, "this agent's key stands for no workload any more; trying the join token");
                 }
                 result => return Ok(result?),
             }
         }
-        let token = read_token(path).await?;
+        let token = read_token(&path).await?;
+        self.show_token(&path, token).await
+    }
+
+    async fn show_token(&mut self, path: &Path, token: String) -> Result<SpiffeId, LifeError> {
+        self.tried = Some(token_digest(&token));
         self.authority.attest(Shown::JoinToken(JoinToken { token })).await.map_err(|source| {
-            if source.is_unauthenticated() {
-                LifeError::TokenRefused { path: path.clone(), source }
+            if source.is_not_taken() {
+                LifeError::TokenRefused { path: path.to_owned(), source }
             } else {
                 source.into()
             }
@@ -170,9 +195,13 @@ impl Life {
         if svid.id() != id {
             return Err(LifeError::OtherIdentity { attested: id.clone(), found: svid.id().clone() });
         }
-        let bundles = self.bundles.borrow().clone().unwrap_or_else(|| self.trust.authority().0);
-        verify_peer(&bundles, svid.chain(), Role::Client, UnixTime::now())?;
+        verify_peer(&self.trust.authority().0, svid.chain(), Role::Client, UnixTime::now())?;
         Ok(svid)
+    }
+
+    /// Whether nobody takes `svid` any more although it has not expired: its authority is not trusted any more.
+    fn is_untrusted(&self, svid: &Svid) -> bool {
+        verify_peer(&self.trust.authority().0, svid.chain(), Role::Client, UnixTime::now()).is_err()
     }
 
     /// Hands a new SVID on; when to renew it.
@@ -198,6 +227,14 @@ impl Life {
         tokio::select! {
             biased;
             () = lost => false,
+            () = self.trust.superseded(self.epoch) => {
+                self.attested.send_replace(false);
+                false
+            }
+            () = self.token.next() => {
+                self.changed = true;
+                false
+            }
             () = clock::sleep_until(time) => true,
         }
     }
@@ -212,7 +249,7 @@ impl Life {
         metrics::counter!("countersign_agent_renewals_total", "result" => result).increment(1);
         self.waiting.because(what, error.to_string());
         if let LifeError::Authority(error) = error
-            && error.is_unauthenticated()
+            && error.is_not_taken()
         {
             self.attested.send_replace(false);
         }
@@ -227,7 +264,11 @@ impl Life {
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = returned, if !was_connected => {}
-            () = self.token.next() => self.backoff.reset(),
+            () = self.trust.superseded(self.epoch) => self.backoff.reset(),
+            () = self.token.next() => {
+                self.changed = true;
+                self.backoff.reset();
+            }
         }
     }
 
@@ -248,6 +289,12 @@ async fn read_token(path: &Path) -> Result<String, LifeError> {
         return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, reason)));
     }
     Ok(token.to_owned())
+}
+
+fn token_digest(token: &str) -> [u8; 32] {
+    let mut digest = [0; 32];
+    digest.copy_from_slice(aws_lc_rs::digest::digest(&SHA256, token.as_bytes()).as_ref());
+    digest
 }
 
 const FIRST_WAIT: Duration = Duration::from_secs(1);

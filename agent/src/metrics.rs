@@ -21,6 +21,7 @@ pub(crate) fn describe() {
     describe_counter!("countersign_secrets_publish_total", "Attempts to publish a generation, by result");
     describe_gauge!("countersign_secrets_generation", "The generation in force");
     describe_counter!("countersign_secrets_notify_total", "Attempts to tell the app, by kind and result");
+    describe_gauge!("countersign_secrets_unacknowledged", "Apps that could not be told of a change in ten attempts");
     describe_counter!("countersign_secrets_reload_failures_total", "Changed secrets files that were not taken up");
     describe_histogram!(
         "countersign_secrets_published_seconds",

@@ -6,7 +6,9 @@ CREATE TABLE authority (
     -- Number of the snapshot that was handed out last, and the digest of what it holds: a restart that finds the same
     -- content keeps the number.
     generation   INTEGER NOT NULL,
-    content      BLOB    NOT NULL
+    content      BLOB    NOT NULL,
+    -- Grows with every revocation, of whichever process: an authority that runs looks at it.
+    revocations  INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- Several, so that a rotation can prepare the next one; one at most signs.
@@ -19,7 +21,8 @@ CREATE TABLE signing_keys (
 ) STRICT;
 CREATE UNIQUE INDEX one_signing_key_is_active ON signing_keys (state) WHERE state = 'active';
 
--- Enrolment keys, by thumbprint. Rows of method 'unix' are shown to the operator and authenticate nobody.
+-- Enrolment keys, by thumbprint. Rows of method 'unix' are shown to the operator and authenticate nobody. A key that is
+-- 'unregistered' (its registration ended) may be bound again by a new token; one that was 'evicted' never.
 CREATE TABLE agents (
     thumbprint   TEXT    PRIMARY KEY,
     spiffe_id    TEXT    NOT NULL,
@@ -27,7 +30,10 @@ CREATE TABLE agents (
     first_seen   INTEGER NOT NULL,
     last_seen    INTEGER NOT NULL,
     acknowledged INTEGER NOT NULL DEFAULT 0,
-    connected    INTEGER NOT NULL DEFAULT 0
+    connected    INTEGER NOT NULL DEFAULT 0,
+    revoked_at   INTEGER,
+    revoked_for  TEXT    CHECK (revoked_for IN ('unregistered', 'evicted')),
+    CHECK ((revoked_at IS NULL) = (revoked_for IS NULL))
 ) STRICT;
 
 CREATE TABLE join_tokens (
@@ -35,7 +41,8 @@ CREATE TABLE join_tokens (
     spiffe_id  TEXT    NOT NULL,
     created_at INTEGER NOT NULL,
     expires_at INTEGER NOT NULL,
-    uses       INTEGER NOT NULL CHECK (uses > 0)
+    uses       INTEGER NOT NULL CHECK (uses > 0),
+    revoked_at INTEGER
 ) STRICT;
 
 CREATE TABLE join_token_uses (

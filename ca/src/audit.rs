@@ -1,8 +1,9 @@
 //! The audit: what the authority did and what it refused, in an append-only chain.
 //!
-//! Every row holds the hash of the one before and its own, over everything it says. So a row that was altered, taken
-//! out or put in is found by [`verify`]. What the chain alone cannot show is a cut at the end: compare
-//! [`Verified::head`] with one that was noted elsewhere.
+//! Every row holds the hash of the one before and its own, over everything it says. So [`verify`] finds a row that was
+//! altered, taken out or put in by mistake, or by someone who did not follow the chain to its end. The hashes have no
+//! key: whoever may write the store can compute a whole new chain, or cut the end off, and [`verify`] alone does not
+//! show it. What shows it is [`Verified::head`], noted elsewhere from time to time.
 //!
 //! A row is written in the transaction of what it tells of, and before the caller is answered.
 
@@ -22,7 +23,9 @@ pub struct Entry {
     pub sequence: i64,
     /// When, in Unix milliseconds.
     pub at_ms: i64,
-    /// What: `authority_created`, `token_created`, `attested`, `issued` or `refused`.
+    /// What: `authority_created`, `token_created`, `attested`, `issued`, `refused`, `refusals_suppressed` (their number
+    /// in a minute, where an origin caused more than are written one by one), `revoked` (keys and tokens, with their
+    /// registration) or `agent_evicted`.
     pub event: String,
     /// Of a refusal: why, in one word. Of an attestation: by which method.
     pub reason: Option<String>,
@@ -123,6 +126,9 @@ pub(crate) enum Event {
     Attested,
     Issued,
     Refused,
+    Suppressed,
+    Revoked,
+    Evicted,
 }
 
 impl Event {
@@ -133,6 +139,9 @@ impl Event {
             Self::Attested => "attested",
             Self::Issued => "issued",
             Self::Refused => "refused",
+            Self::Suppressed => "refusals_suppressed",
+            Self::Revoked => "revoked",
+            Self::Evicted => "agent_evicted",
         }
     }
 }

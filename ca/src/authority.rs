@@ -1,7 +1,8 @@
 //! The signing key in use, and the trust bundle that goes with it.
 //!
 //! The store may hold several keys: *prepared* ones are trusted already and do not sign, one is *active*, *retired*
-//! ones are neither. Only the active one is ever unsealed. Invariant: nothing is signed that [`validate`] refuses.
+//! ones are neither. Invariants: nothing is trusted but certificates of keys that the key-encryption key opens, so that
+//! whoever can write the store cannot add one; and nothing is signed that [`validate`] refuses.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -86,7 +87,7 @@ pub(crate) struct Authority {
 }
 
 impl Authority {
-    /// Opens the active signing key of the store.
+    /// Opens every signing key that is trusted, and keeps the active one.
     pub(crate) async fn load(
         store: &Store,
         key: &KeyEncryptionKey,
@@ -94,9 +95,14 @@ impl Authority {
     ) -> Result<Self, AuthorityError> {
         let keys = signing_keys::all(store).await?;
         let bundles = Arc::new(bundles(trust_domain, &keys)?);
-        let active = keys.into_iter().find(|key| key.state == State::Active).ok_or(AuthorityError::NoActiveKey)?;
-        let pkcs8 = key.open(&Place { trust_domain, key_id: &active.id }, &active.sealed)?;
-        let signing_key = SigningKey::from_pkcs8(&pkcs8)?;
+        let mut active = None;
+        for stored in keys.into_iter().filter(|stored| stored.state != State::Retired) {
+            let signing_key = open(key, trust_domain, &stored)?;
+            if stored.state == State::Active {
+                active = Some((stored, signing_key));
+            }
+        }
+        let (active, signing_key) = active.ok_or(AuthorityError::NoActiveKey)?;
         let (not_before, not_after) = validity(&active.certificate)?;
         let broken = |error: rcgen::Error| AuthorityError::Certificate(error.to_string());
         let issuer = Issuer::from_ca_cert_der(&active.certificate, signing_key).map_err(broken)?;
@@ -147,6 +153,18 @@ pub(crate) fn new_key(
     let certificate = params.self_signed(&signing_key).map_err(|error| broken(&error))?.der().clone();
     let sealed = key.seal(&Place { trust_domain, key_id: &id }, &pkcs8)?;
     Ok(StoredKey { id, state, certificate, sealed })
+}
+
+/// Opens a signing key, and checks that its certificate is of that key: the seal covers the key alone.
+fn open(key: &KeyEncryptionKey, trust_domain: &TrustDomain, stored: &StoredKey) -> Result<SigningKey, AuthorityError> {
+    let pkcs8 = key.open(&Place { trust_domain, key_id: &stored.id }, &stored.sealed)?;
+    let signing_key = SigningKey::from_pkcs8(&pkcs8)?;
+    let (_, certificate) = X509Certificate::from_der(&stored.certificate)
+        .map_err(|error| AuthorityError::Certificate(error.to_string()))?;
+    if certificate.public_key().raw != signing_key.subject_public_key_info() {
+        return Err(AuthorityError::Certificate(format!("it is not of signing key {}", stored.id)));
+    }
+    Ok(signing_key)
 }
 
 /// What agents are to trust: every key that signs or will sign.

@@ -1,12 +1,16 @@
 //! Who is at the other end of a connection: its enrolment key, and where it dialled from.
 //!
 //! The handshake proves the key; the kernel says who a local process is. Neither is read from anything the caller sends.
+//! A connection on which no call is authenticated within [`PROBATION`] is closed: what is held here is held by agents.
+
+mod places;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,15 +19,20 @@ use countersign_identity::tls::EnrolmentVerifier;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::thumbprint::Thumbprint;
 
+pub(crate) use places::{Place, Places};
+
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a connection may be there without a call that was authenticated.
+const PROBATION: Duration = Duration::from_secs(30);
 
 /// The other end of one connection. Clones are of the same connection.
 #[derive(Debug, Clone)]
@@ -31,8 +40,10 @@ pub(crate) struct Connection {
     /// The enrolment key that the handshake proved.
     pub(crate) key: Thumbprint,
     pub(crate) source: Source,
-    /// What the kernel's word bound this connection to; it ends with the connection.
-    local_identity: Arc<OnceLock<SpiffeId>>,
+    /// What the kernel's word bound this connection to last; it ends with the connection.
+    local_identity: Arc<Mutex<Option<SpiffeId>>>,
+    /// Whether any call on it was authenticated.
+    authenticated: Arc<AtomicBool>,
 }
 
 /// Where a connection came from.
@@ -42,7 +53,9 @@ pub(crate) enum Source {
     Local(Arc<LocalProcess>),
 }
 
-/// What the kernel says of the process that dialled the local socket, at the moment it was accepted.
+/// What the kernel says of the process that dialled the local socket. User and group are those it had when it dialled;
+/// the executable is looked up when it is accepted, and is not evidence: the process may have become another program in
+/// between, so that any program of that user can pass for any that the user may execute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LocalProcess {
     pub(crate) uid: u32,
@@ -64,8 +77,15 @@ pub(crate) enum Origin {
 pub(crate) struct Stream {
     tls: TlsStream<Box<dyn Socket>>,
     connection: Connection,
-    /// Gives its place to another connection when this one ends.
-    _permit: OwnedSemaphorePermit,
+    probation: Probation,
+    /// Given to another connection when this one ends.
+    _place: Place,
+}
+
+/// The time that a connection has to authenticate a call; over once one was.
+struct Probation {
+    end: Option<Pin<Box<Sleep>>>,
+    authenticated: Arc<AtomicBool>,
 }
 
 /// A TCP or unix stream.
@@ -75,17 +95,22 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 
 impl Connection {
     pub(crate) fn new(key: Thumbprint, source: Source) -> Self {
-        Self { key, source, local_identity: Arc::new(OnceLock::new()) }
+        Self { key, source, local_identity: Arc::default(), authenticated: Arc::default() }
     }
 
     /// What the kernel's word bound this connection to.
-    pub(crate) fn local_identity(&self) -> Option<&SpiffeId> {
-        self.local_identity.get()
+    pub(crate) fn local_identity(&self) -> Option<SpiffeId> {
+        self.local_identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Binds this connection to `id`, once: false if it is bound to another.
-    pub(crate) fn bind(&self, id: SpiffeId) -> bool {
-        self.local_identity.get_or_init(|| id.clone()) == &id
+    /// Binds this connection to `id`, in place of what it was bound to.
+    pub(crate) fn bind(&self, id: SpiffeId) {
+        *self.local_identity.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+    }
+
+    /// Notes that a call on it was authenticated.
+    pub(crate) fn set_authenticated(&self) {
+        self.authenticated.store(true, Ordering::Relaxed);
     }
 }
 
@@ -126,14 +151,33 @@ pub(crate) async fn accept(
     socket: Box<dyn Socket>,
     source: Source,
     tls: Arc<ServerConfig>,
-    permit: OwnedSemaphorePermit,
+    place: Place,
 ) -> std::io::Result<Stream> {
     let handshake = TlsAcceptor::from(tls).accept(socket);
     let tls = tokio::time::timeout(HANDSHAKE, handshake).await??;
     let public_key = EnrolmentVerifier::public_key(tls.get_ref().1.peer_certificates())
         .map_err(|refusal| std::io::Error::new(std::io::ErrorKind::InvalidData, refusal))?;
     let connection = Connection::new(Thumbprint::of(&public_key), source);
-    Ok(Stream { tls, connection, _permit: permit })
+    let probation = Probation::begin(Arc::clone(&connection.authenticated));
+    Ok(Stream { tls, connection, probation, _place: place })
+}
+
+impl Probation {
+    fn begin(authenticated: Arc<AtomicBool>) -> Self {
+        Self { end: Some(Box::pin(tokio::time::sleep(PROBATION))), authenticated }
+    }
+
+    /// An error once it has ended without a call that was authenticated; until then the caller is woken at its end.
+    fn check(&mut self, cx: &mut Context<'_>) -> std::io::Result<()> {
+        let Some(end) = &mut self.end else { return Ok(()) };
+        if self.authenticated.load(Ordering::Relaxed) {
+            self.end = None;
+        } else if end.as_mut().poll(cx).is_ready() {
+            let message = "no call was authenticated in time";
+            return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, message));
+        }
+        Ok(())
+    }
 }
 
 impl Connected for Stream {
@@ -146,6 +190,7 @@ impl Connected for Stream {
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        self.probation.check(cx)?;
         Pin::new(&mut self.tls).poll_read(cx, buf)
     }
 }
@@ -169,6 +214,16 @@ impl fmt::Display for Source {
         match self {
             Self::Network(address) => write!(f, "{address}"),
             Self::Local(process) => write!(f, "{process}"),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(IpAddr::V6(ip)) => write!(f, "{ip}/64"),
+            Self::Address(ip) => write!(f, "{ip}"),
+            Self::User(uid) => write!(f, "local uid={uid}"),
         }
     }
 }
@@ -198,6 +253,21 @@ mod tests {
         assert_eq!(origin("[2001:db8::1]:1"), origin("[2001:db8::ffff:1]:2"));
         assert_ne!(origin("[2001:db8::1]:1"), origin("[2001:db8:0:1::1]:1"));
         assert_eq!(origin("[::ffff:10.0.0.1]:1"), origin("10.0.0.1:2"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_on_which_no_call_is_authenticated_ends_after_thirty_seconds_and_another_does_not() {
+        let begun = tokio::time::Instant::now();
+        let mut idle = Probation::begin(Arc::default());
+        let ended = std::future::poll_fn(|cx| idle.check(cx).map_or_else(Poll::Ready, |()| Poll::Pending)).await;
+        assert_eq!(ended.kind(), std::io::ErrorKind::TimedOut);
+        assert_eq!(begun.elapsed().as_secs(), PROBATION.as_secs());
+
+        let connection = Connection::new(Thumbprint::of(b"key"), Source::Network("10.0.0.1:1".parse().unwrap()));
+        let mut agent = Probation::begin(Arc::clone(&connection.authenticated));
+        connection.clone().set_authenticated();
+        tokio::time::advance(2 * PROBATION).await;
+        std::future::poll_fn(|cx| Poll::Ready(agent.check(cx))).await.unwrap();
     }
 
     #[tokio::test]

@@ -34,7 +34,7 @@ pub struct Init {
     pub dns: Vec<String>,
     /// Where it is to listen.
     pub listen: SocketAddr,
-    /// Where the key-encryption key is; `None` makes one as `key` in the directory.
+    /// Where the key-encryption key is; `None` makes one as `authority.key` in the directory.
     pub key: Option<KeySource>,
     /// Life of the signing key's certificate.
     pub lifetime: Duration,
@@ -269,7 +269,7 @@ fn failed(attempted: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Ini
 
 const STAGING: &str = ".init";
 const COMPLETE: &str = "complete";
-const KEY: &str = "key";
+const KEY: &str = "authority.key";
 const BUNDLE: &str = "bundle.pem";
 const CONFIG: &str = "ca.yaml";
 const WORKLOADS: &str = "workloads.yaml";

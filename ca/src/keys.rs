@@ -4,8 +4,10 @@
 //! key-encryption key nor a signing key ever reaches a log, an error or a `Debug` form.
 
 use std::fmt;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::digest::{SHA256, digest};
@@ -48,6 +50,14 @@ pub enum KeyError {
         /// Its permissions.
         mode: u32,
     },
+    /// Somebody else could change the file, or it is none.
+    #[error("{source_name} cannot hold the key-encryption key: {problem}")]
+    Unfit {
+        /// The file.
+        source_name: KeySource,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// It is not 32 bytes of hex or base64.
     #[error("{0} must hold 32 bytes as hexadecimal or base64 (openssl rand -hex 32)")]
     Malformed(KeySource),
@@ -77,14 +87,7 @@ impl KeyEncryptionKey {
     /// Reads the key from where the operator keeps it.
     pub(crate) fn read(source: &KeySource) -> Result<Self, KeyError> {
         let text = match source {
-            KeySource::File(path) => {
-                let unreadable = |error| KeyError::Unreadable { source_name: source.clone(), error };
-                let mode = std::fs::metadata(path).map_err(unreadable)?.permissions().mode() & 0o777;
-                if mode & 0o077 != 0 {
-                    return Err(KeyError::Exposed { source_name: source.clone(), mode });
-                }
-                Zeroizing::new(std::fs::read_to_string(path).map_err(unreadable)?)
-            }
+            KeySource::File(path) => read_file(source, path)?,
             KeySource::Environment(name) => {
                 Zeroizing::new(std::env::var(name).map_err(|_| KeyError::Unset(source.clone()))?)
             }
@@ -186,6 +189,30 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], KeyError> {
     Ok(bytes)
 }
 
+/// The text of a key file. What is checked is the file that is read, not what its path leads to later.
+fn read_file(source: &KeySource, path: &Path) -> Result<Zeroizing<String>, KeyError> {
+    let unreadable = |error| KeyError::Unreadable { source_name: source.clone(), error };
+    let unfit = |problem: String| KeyError::Unfit { source_name: source.clone(), problem };
+    // A pipe without a writer would be waited for.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(unfit("it is not a regular file".to_owned()));
+    }
+    if ![0, rustix::process::geteuid().as_raw()].contains(&metadata.uid()) {
+        return Err(unfit(format!("it belongs to uid {}, neither to this user nor to root", metadata.uid())));
+    }
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(KeyError::Exposed { source_name: source.clone(), mode });
+    }
+    // As long as it may ever get, so that no copy is left behind by growing.
+    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE));
+    file.take(MAX_FILE as u64).read_to_string(&mut text).map_err(unreadable)?;
+    Ok(text)
+}
+
 fn decode(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let from_hex = (text.len() == 64).then(|| hex::decode(text).ok()).flatten();
     let from_base64 =
@@ -209,14 +236,19 @@ impl fmt::Debug for SigningKey {
     }
 }
 
+/// Longest key file that is read: 64 digits and some room.
+const MAX_FILE: usize = 1024;
+
 /// First byte of a sealed key.
 const VERSION: u8 = 1;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
-    fn key(directory: &std::path::Path, text: &str) -> Result<KeyEncryptionKey, KeyError> {
+    fn key(directory: &Path, text: &str) -> Result<KeyEncryptionKey, KeyError> {
         let path = directory.join("key");
         let _ = std::fs::remove_file(&path);
         std::fs::write(&path, text).unwrap();
@@ -271,9 +303,31 @@ mod tests {
             let error = KeyEncryptionKey::read(&KeySource::File(path.clone())).err().unwrap();
             assert!(matches!(error, KeyError::Exposed { .. }), "{mode:o}");
         }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(KeyEncryptionKey::read(&KeySource::File(path.clone())).is_ok());
         assert!(matches!(
             KeyEncryptionKey::read(&KeySource::Environment("COUNTERSIGN_TEST_UNSET".into())),
             Err(KeyError::Unset(_))
         ));
+    }
+
+    #[test]
+    fn a_key_file_that_is_no_file_or_a_strangers_is_refused_without_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+        for path in [pipe, directory.path().to_owned()] {
+            let error = KeyEncryptionKey::read(&KeySource::File(path)).err().unwrap().to_string();
+            assert!(error.contains("not a regular file"), "{error}");
+        }
+        // Only root can make a file that belongs to another.
+        if rustix::process::geteuid().is_root() {
+            let path = directory.path().join("key");
+            std::fs::write(&path, "11".repeat(32)).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
+            let error = KeyEncryptionKey::read(&KeySource::File(path)).err().unwrap().to_string();
+            assert!(error.contains("belongs to uid 12345"), "{error}");
+        }
     }
 }

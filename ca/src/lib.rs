@@ -2,12 +2,13 @@
 //!
 //! An agent dials it over TLS with a key of its own (the *enrolment key*), shows evidence of which workload it stands
 //! for, and from then on asks for certificates and follows the bundle and the policy. [`start`] and [`run`] serve;
-//! [`init`] makes a new authority; [`token`], [`workloads`], [`bundle`], [`status`] and [`audit`] are what its
-//! operator does, while it runs or not. Nothing here prints.
+//! [`init`] makes a new authority; [`token`], [`agents`], [`workloads`], [`bundle`], [`status`] and [`audit`] are what
+//! its operator does, while it runs or not. Nothing here prints.
 //!
 //! Invariants: nothing is issued that is not in the audit, on disk, first; nothing leaves that peers would refuse; and
 //! of a request nothing is taken but its public key.
 
+pub mod agents;
 mod attest;
 pub mod audit;
 mod authority;
@@ -29,6 +30,7 @@ mod serve;
 mod service;
 mod status;
 mod store;
+mod suppressed;
 mod telemetry;
 mod template;
 mod thumbprint;

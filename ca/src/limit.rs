@@ -12,8 +12,12 @@ use crate::thumbprint::Thumbprint;
 /// The authority's bounds.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    /// Refusals per origin: each is a row of the audit and a line of the log, which a flood must not fill.
+    /// Refusals that are written down per origin: each is a row of the audit and a line of the log, which a flood must
+    /// not fill. What the caller is answered does not depend on it.
     pub(crate) refusals: Buckets<Origin>,
+    /// The same for tokens that were stolen or kept too long, per token: no other mistake of the same origin hides that
+    /// alarm, and an operator made every token.
+    pub(crate) tokens: Buckets<[u8; 32]>,
     /// Identities given to local processes, per user.
     pub(crate) local: Buckets<Origin>,
     /// Certificates per enrolment key; each is a row of the audit for ever.
@@ -24,6 +28,7 @@ impl Limits {
     pub(crate) fn new() -> Self {
         Self {
             refusals: Buckets::new(30.0, 0.2, 4096),
+            tokens: Buckets::new(30.0, 0.2, 1 << 16),
             local: Buckets::new(50.0, 5.0, 4096),
             issuance: Buckets::new(50.0, 5.0, 1 << 16),
         }

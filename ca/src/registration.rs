@@ -40,7 +40,8 @@ pub enum Attestor {
         uid: Option<u32>,
         /// Its effective group.
         gid: Option<u32>,
-        /// The executable that it runs.
+        /// The executable that it seems to run. It narrows `uid`, without which it is refused: by itself it is no
+        /// evidence, for a process may dial and then become that program.
         path: Option<PathBuf>,
     },
 }
@@ -183,8 +184,13 @@ fn unix(value: &Value<'_>) -> Option<Attestor> {
     };
     let (uid, gid, path) = (uid?, gid?, path?);
     if uid.is_none() && gid.is_none() && path.is_none() {
-        return table
-            .problem("must have at least one of uid, gid, path: else every local process would be this workload");
+        return table.problem("must have uid or gid: else every local process would be this workload");
+    }
+    if path.is_some() && uid.is_none() {
+        return table.problem(
+            "path needs uid beside it: a path is a hint that narrows a user, and no evidence (any local user can dial as \
+             another program); add the uid that the agent runs as",
+        );
     }
     Some(Attestor::Unix { uid, gid, path })
 }
@@ -217,6 +223,16 @@ mod tests {
     }
 
     #[test]
+    fn a_path_is_taken_with_the_user_that_it_narrows_and_never_alone() {
+        let unix = |selectors: &str| read(&format!("workloads: [{{id: /a, attest: {{unix: {{{selectors}}}}}}}]\n"));
+        assert!(unix("uid: 5, path: /usr/bin/a").is_ok());
+        for alone in ["path: /usr/bin/a", "gid: 5, path: /usr/bin/a"] {
+            let problem = unix(alone).unwrap_err().to_string();
+            assert!(problem.contains("workloads.yaml:1: workloads[0].attest.unix") && problem.contains("add the uid"));
+        }
+    }
+
+    #[test]
     fn every_problem_of_the_file_is_named_at_once() {
         let text = "\
 workloads:
@@ -227,6 +243,7 @@ workloads:
   - { id: /a/../b, attest: { join_token: {} } }
   - { id: /k, attest: { kubernetes: { namespace: x } } }
   - { id: /u, attest: { unix: {} } }
+  - { id: /v, attest: { unix: { gid: 5, path: /usr/bin/x } } }
   - { id: /v, attest: { unix: { uid: 4294967295, path: bin/x } } }
   - { id: /t, attest: { join_token: { uses: 3 } }, ttl: 25h }
   - { idd: /w }
@@ -238,13 +255,14 @@ workloads:
             "workloads.yaml:5: workloads[3].id: \"spiffe://example.com/x\" is not in the authority's trust domain",
             "workloads.yaml:6: workloads[4].id: \"/a/../b\" is not a SPIFFE ID",
             "workloads.yaml:7: workloads[5].attest: unknown key \"kubernetes\"; known are join_token, unix",
-            "workloads.yaml:8: workloads[6].attest.unix: must have at least one of uid, gid, path",
-            "workloads.yaml:9: workloads[7].attest.unix.uid: must be a whole number",
-            "workloads.yaml:9: workloads[7].attest.unix.path: \"bin/x\" is not an absolute path",
-            "workloads.yaml:10: workloads[8].attest.join_token: unknown key \"uses\"",
-            "workloads.yaml:10: workloads[8].ttl: \"25h\" is out of range",
-            "workloads.yaml:11: workloads[9]: unknown key \"idd\"; did you mean \"id\"?",
-            "workloads.yaml:11: workloads[9]: key \"attest\" is missing",
+            "workloads.yaml:8: workloads[6].attest.unix: must have uid or gid",
+            "workloads.yaml:9: workloads[7].attest.unix: path needs uid beside it",
+            "workloads.yaml:10: workloads[8].attest.unix.uid: must be a whole number",
+            "workloads.yaml:10: workloads[8].attest.unix.path: \"bin/x\" is not an absolute path",
+            "workloads.yaml:11: workloads[9].attest.join_token: unknown key \"uses\"",
+            "workloads.yaml:11: workloads[9].ttl: \"25h\" is out of range",
+            "workloads.yaml:12: workloads[10]: unknown key \"idd\"; did you mean \"id\"?",
+            "workloads.yaml:12: workloads[10]: key \"attest\" is missing",
         ] {
             assert!(problems.contains(expected), "{expected} is not in:\n{problems}");
         }

@@ -1,18 +1,22 @@
 //! The files that the authority hands out or goes by: read whole, checked whole, and only then put in force. A file
 //! that is broken while the authority runs leaves in force what was.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_config::{Changes, Document, Problem, Problems};
+use countersign_identity::SpiffeId;
 use countersign_policy::Policy;
 use countersign_runtime::Lifecycle;
 use tokio::sync::watch;
 
+use crate::agents;
 use crate::config::Config;
 use crate::distribute::Distribution;
 use crate::registration::Registrations;
+use crate::store::Store;
 use crate::telemetry;
 
 /// Largest policy that is handed out, in bytes: with the bundles it must fit a gRPC message of 4 MiB.
@@ -47,66 +51,89 @@ pub(crate) async fn load(config: &Config) -> Result<Content, Problems> {
     }
 }
 
-/// Takes up changes of the files until the authority drains. `changes` began before they were read the first time, so
-/// that none is missed.
-pub(crate) async fn follow(
-    mut changes: Changes,
-    config: Config,
-    registrations: Arc<watch::Sender<Arc<Registrations>>>,
-    distribution: Arc<Distribution>,
-    lifecycle: Lifecycle,
-) {
-    telemetry::reloaded(WORKLOADS, true);
-    telemetry::reloaded(POLICY, true);
-    let mut again = false;
-    loop {
-        tokio::select! {
-            () = changes.next() => {}
-            () = tokio::time::sleep(RETRY), if again => {}
-            () = lifecycle.draining() => return,
-        }
-        take_up_workloads(&config, &registrations).await;
-        again = !take_up_policy(&config, &distribution).await;
-    }
+/// What changes of the files bear upon.
+pub(crate) struct Followed {
+    pub(crate) config: Config,
+    pub(crate) store: Store,
+    pub(crate) registrations: watch::Sender<Arc<Registrations>>,
+    pub(crate) distribution: Arc<Distribution>,
+    /// Whose registration ended, and whose keys and tokens the store still has to revoke.
+    pub(crate) ended: BTreeSet<SpiffeId>,
 }
 
-async fn take_up_workloads(config: &Config, registrations: &watch::Sender<Arc<Registrations>>) {
-    let loaded = self::registrations(config).await;
-    telemetry::reloaded(WORKLOADS, loaded.is_ok());
-    match loaded {
-        Ok(new) => {
-            let count = new.len();
-            let changed = registrations.send_if_modified(|current| {
-                let changed = **current != new;
-                if changed {
-                    *current = Arc::new(new);
-                }
-                changed
-            });
-            if changed {
-                tracing::info!(file = %config.workloads.display(), count, "changed registrations are in force");
+impl Followed {
+    /// Takes up changes of the files until the authority drains. `changes` began before they were read the first time,
+    /// so that none is missed.
+    pub(crate) async fn follow(mut self, mut changes: Changes, lifecycle: Lifecycle) {
+        telemetry::reloaded(WORKLOADS, true);
+        telemetry::reloaded(POLICY, true);
+        let mut again = false;
+        loop {
+            tokio::select! {
+                () = changes.next() => {}
+                () = tokio::time::sleep(RETRY), if again => {}
+                () = lifecycle.draining() => return,
             }
+            let workloads = self.take_up_workloads().await;
+            let policy = self.take_up_policy().await;
+            again = !(workloads && policy);
         }
-        Err(problems) => refused(&problems, "the registrations before stay in force"),
     }
-}
 
-/// False if it must be tried again though the file does not change.
-async fn take_up_policy(config: &Config, distribution: &Distribution) -> bool {
-    let loaded = policy(config).await;
-    telemetry::reloaded(POLICY, loaded.is_ok());
-    match loaded {
-        Ok(policy) => match distribution.publish(policy).await {
-            Ok(()) => true,
+    /// False if it must be tried again though the file does not change.
+    async fn take_up_workloads(&mut self) -> bool {
+        let loaded = registrations(&self.config).await;
+        telemetry::reloaded(WORKLOADS, loaded.is_ok());
+        match loaded {
+            Ok(new) => self.put_in_force(new),
+            Err(problems) => refused(&problems, "the registrations before stay in force"),
+        }
+        // After they are in force: nobody can be bound meanwhile to what is being revoked.
+        match agents::end(&self.store, &self.ended).await {
+            Ok(()) => {
+                self.ended.clear();
+                true
+            }
             Err(error) => {
-                telemetry::reloaded(POLICY, false);
-                tracing::error!(%error, "the changed policy cannot be handed out yet; it will be tried again");
+                tracing::error!(%error, "keys of registrations that ended cannot be revoked yet; it will be tried again");
                 false
             }
-        },
-        Err(problems) => {
-            refused(&problems, "the policy before stays in force");
-            true
+        }
+    }
+
+    fn put_in_force(&mut self, new: Registrations) {
+        let count = new.len();
+        let ended = &mut self.ended;
+        let changed = self.registrations.send_if_modified(|current| {
+            let changed = **current != new;
+            if changed {
+                ended.extend(agents::ended(current, &new));
+                *current = Arc::new(new);
+            }
+            changed
+        });
+        if changed {
+            tracing::info!(file = %self.config.workloads.display(), count, "changed registrations are in force");
+        }
+    }
+
+    /// False if it must be tried again though the file does not change.
+    async fn take_up_policy(&self) -> bool {
+        let loaded = policy(&self.config).await;
+        telemetry::reloaded(POLICY, loaded.is_ok());
+        match loaded {
+            Ok(policy) => match self.distribution.publish(policy).await {
+                Ok(()) => true,
+                Err(error) => {
+                    telemetry::reloaded(POLICY, false);
+                    tracing::error!(%error, "the changed policy cannot be handed out yet; it will be tried again");
+                    false
+                }
+            },
+            Err(problems) => {
+                refused(&problems, "the policy before stays in force");
+                true
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 mod listen;
 mod own_svid;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -34,8 +35,9 @@ use crate::limit::Limits;
 use crate::presence::{self, Presence};
 use crate::serve::listen::{Listener, Listeners};
 use crate::service::{Api, Service};
-use crate::store::{Store, StoreError};
-use crate::{reload, status, telemetry};
+use crate::store::{Store, StoreError, revocations};
+use crate::suppressed::Suppressed;
+use crate::{agents, reload, status, telemetry};
 
 /// Everyone may dial the local socket: the kernel says who does, and an enrolment key is asked for besides.
 const SOCKET_MODE: u32 = 0o666;
@@ -132,6 +134,7 @@ pub struct Serving {
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     background: Vec<JoinHandle<()>>,
     presence: Arc<Presence>,
+    suppressed: Arc<Suppressed>,
     store: Store,
     _lock: File,
 }
@@ -147,11 +150,12 @@ pub async fn start(config: Config, lifecycle: Lifecycle, metrics: PrometheusHand
     let changes = Changes::new([config.workloads.clone()].into_iter().chain(config.policy.clone()));
     let content = reload::load(&config).await?;
     let key = KeyEncryptionKey::read(&config.key)?;
-    let store = Store::open(&config.store(), &config.trust_domain).await?;
+    let store = Store::open_to_serve(&config.store(), &config.trust_domain).await?;
     let authority = Authority::load(&store, &key, &config.trust_domain).await?;
     telemetry::authority_expiry(authority.not_after);
     tracing::info!(key_id = authority.key_id, not_after = authority.not_after, "the signing key is open");
     presence::begin(&store).await?;
+    agents::begin(&store, &content.registrations).await?;
 
     let network =
         TcpListener::bind(config.listen).await.map_err(|error| cannot("the authority", config.listen, error))?;
@@ -162,17 +166,21 @@ pub async fn start(config: Config, lifecycle: Lifecycle, metrics: PrometheusHand
     let local = bind_unix(&config.socket, SOCKET_MODE)
         .map_err(|error| cannot("the local socket", config.socket.display(), error))?;
 
-    let registrations = Arc::new(watch::Sender::new(Arc::new(content.registrations)));
+    let registrations = watch::Sender::new(Arc::new(content.registrations));
     let bundles = Arc::clone(&authority.bundles);
     let distribution = Arc::new(Distribution::begin(store.clone(), bundles, content.policy).await?);
     let presence = Arc::new(Presence::default());
+    let revocations = watch::Sender::new(revocations::count(&store).await?);
+    let suppressed = Arc::new(Suppressed::default());
     let service = Arc::new(Service {
         store: store.clone(),
         authority,
         registrations: registrations.subscribe(),
+        revocations: revocations.subscribe(),
         distribution: Arc::clone(&distribution),
         presence: Arc::clone(&presence),
         limits: Limits::new(),
+        suppressed: Arc::clone(&suppressed),
         svid_ttl: config.svid_ttl,
         lifecycle: lifecycle.clone(),
     });
@@ -181,11 +189,20 @@ pub async fn start(config: Config, lifecycle: Lifecycle, metrics: PrometheusHand
 
     let (accepted, incoming) = mpsc::channel(ACCEPTED);
     let listeners = Listeners::new(tls.subscribe(), accepted, lifecycle.clone());
+    let followed = reload::Followed {
+        config: config.clone(),
+        store: store.clone(),
+        registrations,
+        distribution,
+        ended: BTreeSet::new(),
+    };
     let background = vec![
         lifecycle.spawn(own.keep(tls)),
         lifecycle.spawn(listeners.clone().accept(Listener::Network(network))),
         lifecycle.spawn(listeners.accept(Listener::Local(local))),
-        lifecycle.spawn(reload::follow(changes, config.clone(), registrations, distribution, lifecycle.clone())),
+        lifecycle.spawn(followed.follow(changes, lifecycle.clone())),
+        lifecycle.spawn(agents::follow(store.clone(), revocations, lifecycle.clone())),
+        lifecycle.spawn(Arc::clone(&suppressed).keep(store.clone(), lifecycle.clone())),
         lifecycle.spawn(presence::keep(Arc::clone(&presence), store.clone(), lifecycle.clone())),
     ];
     lifecycle.spawn(admin_endpoint(&config, &service, metrics).serve(admin, lifecycle.clone()));
@@ -197,8 +214,18 @@ pub async fn start(config: Config, lifecycle: Lifecycle, metrics: PrometheusHand
         admin = %admin_address,
         "the authority serves"
     );
-    let socket = config.socket;
-    Ok(Serving { address, admin: admin_address, socket, lifecycle, server, background, presence, store, _lock: lock })
+    Ok(Serving {
+        address,
+        admin: admin_address,
+        socket: config.socket,
+        lifecycle,
+        server,
+        background,
+        presence,
+        suppressed,
+        store,
+        _lock: lock,
+    })
 }
 
 impl Serving {
@@ -242,6 +269,9 @@ impl Serving {
             }
         }
         presence::end(&self.presence, &self.store).await;
+        if let Err(error) = self.suppressed.write_down(&self.store).await {
+            tracing::warn!(%error, "the number of suppressed refusals was not written down at the end");
+        }
         self.store.close().await;
         let _ = std::fs::remove_file(&self.socket);
         tracing::info!("the authority has ended");

@@ -23,6 +23,7 @@ use crate::presence::{Presence, Session};
 use crate::refusal::Refusal;
 use crate::registration::Registrations;
 use crate::store::{Store, StoreError, audit};
+use crate::suppressed::Suppressed;
 use crate::{attest, issue, telemetry};
 
 /// How long an agent may take to say its first word on a stream, and to take what it is sent.
@@ -34,9 +35,12 @@ pub(crate) struct Service {
     pub(crate) store: Store,
     pub(crate) authority: Authority,
     pub(crate) registrations: watch::Receiver<Arc<Registrations>>,
+    /// How many revocations there were: a change makes every stream ask for its standing again.
+    pub(crate) revocations: watch::Receiver<i64>,
     pub(crate) distribution: Arc<Distribution>,
     pub(crate) presence: Arc<Presence>,
     pub(crate) limits: Limits,
+    pub(crate) suppressed: Arc<Suppressed>,
     pub(crate) svid_ttl: Duration,
     pub(crate) lifecycle: Lifecycle,
 }
@@ -99,7 +103,8 @@ impl Service {
         self.presence.begin(connection.key).ok_or(Refusal::TooOften("streams of this agent, or of all"))
     }
 
-    /// Writes a refusal down, as often as its origin may cause that, and makes the caller's answer of it.
+    /// Writes a refusal down, as often as its origin may cause that, and makes the caller's answer of it. The answer is
+    /// the same where it is only counted: an agent acts on it.
     async fn refuse(&self, connection: &Connection, verb: &'static str, refusal: &Refusal) -> Status {
         telemetry::refused(refusal.reason());
         if refusal.is_ours() {
@@ -108,8 +113,14 @@ impl Service {
         if matches!(refusal, Refusal::Store(_)) {
             return refusal.status();
         }
-        if !self.limits.refusals.take(connection.source.origin()) {
-            return Refusal::TooOften("refusals from this address").status();
+        let origin = connection.source.origin();
+        let written = match refusal.token() {
+            Some(digest) => self.limits.tokens.take(digest),
+            None => self.limits.refusals.take(origin),
+        };
+        if !written {
+            self.suppressed.count(origin, refusal.reason());
+            return refusal.status();
         }
         if !refusal.is_ours() {
             tracing::warn!(
@@ -165,6 +176,7 @@ impl Follow {
     async fn follow(&self, agent: &mut Streaming<Acknowledgement>) -> Result<(), Status> {
         let mut snapshots = self.service.distribution.subscribe();
         let mut registrations = self.service.registrations.clone();
+        let mut revocations = self.service.revocations.clone();
         let first = tokio::time::timeout(PATIENCE, agent.message()).await;
         let Some(first) = first.map_err(|_| Status::deadline_exceeded("no first acknowledgement"))?? else {
             return Ok(());
@@ -180,15 +192,24 @@ impl Follow {
                 }
                 changed = registrations.changed() => {
                     let Ok(()) = changed else { return Err(stopping()) };
-                    if let Err(refusal) = attest::authenticate(&self.service, &self.connection).await {
-                        return Err(self.service.refuse(&self.connection, "follow", &refusal).await);
-                    }
+                    self.authenticate_again().await?;
+                }
+                changed = revocations.changed() => {
+                    let Ok(()) = changed else { return Err(stopping()) };
+                    self.authenticate_again().await?;
                 }
                 message = agent.message() => {
                     let Some(acknowledgement) = message? else { return Ok(()) };
                     self.acknowledged(acknowledgement.generation, snapshots.borrow().generation);
                 }
             }
+        }
+    }
+
+    async fn authenticate_again(&self) -> Result<(), Status> {
+        match attest::authenticate(&self.service, &self.connection).await {
+            Ok(_) => Ok(()),
+            Err(refusal) => Err(self.service.refuse(&self.connection, "follow", &refusal).await),
         }
     }
 

@@ -6,6 +6,7 @@
 
 pub(crate) mod agents;
 pub(crate) mod audit;
+pub(crate) mod revocations;
 pub(crate) mod signing_keys;
 pub(crate) mod tokens;
 
@@ -13,7 +14,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use countersign_identity::TrustDomain;
+use countersign_identity::{SpiffeId, TrustDomain};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection as _, Row, Sqlite};
 
@@ -51,6 +52,12 @@ pub enum StoreError {
         #[source]
         error: Box<sqlx::migrate::MigrateError>,
     },
+    /// Its tables are not those of this version. Only `ca run` changes them: what merely looks at a store leaves it to
+    /// the authority that serves from it.
+    #[error(
+        "the tables of the store {0} are of another version; the authority brings them to its own: countersign ca run"
+    )]
+    Version(PathBuf),
     /// It belongs to another trust domain: `ca.yaml` names a wrong directory or a wrong trust domain.
     #[error("the store {path} is that of trust domain {found}, and {expected} is configured")]
     TrustDomain {
@@ -112,6 +119,7 @@ impl Store {
         let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         made.map_err(|error| StoreError::Open { path: path.to_owned(), error: error.into() })?;
         let store = Self::connect(path).await?;
+        store.migrate(path).await?;
         sqlx::query("INSERT INTO authority (one, trust_domain, generation, content) VALUES (1, ?, 0, x'')")
             .bind(trust_domain.as_str())
             .execute(&store.writer)
@@ -119,12 +127,33 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens the store of `trust_domain`.
+    /// Opens the store of `trust_domain`, with its tables as they are.
     pub(crate) async fn open(path: &Path, trust_domain: &TrustDomain) -> Result<Self, StoreError> {
+        let store = Self::there(path).await?;
+        if !store.is_of_this_version().await? {
+            store.close().await;
+            return Err(StoreError::Version(path.to_owned()));
+        }
+        store.of(path, trust_domain).await
+    }
+
+    /// Opens the store of `trust_domain` to serve from it, and brings its tables to this version.
+    pub(crate) async fn open_to_serve(path: &Path, trust_domain: &TrustDomain) -> Result<Self, StoreError> {
+        let store = Self::there(path).await?;
+        store.migrate(path).await?;
+        store.of(path, trust_domain).await
+    }
+
+    async fn there(path: &Path) -> Result<Self, StoreError> {
         if !path.exists() {
             return Err(StoreError::Absent(path.to_owned()));
         }
-        let store = Self::connect(path).await?;
+        Self::connect(path).await
+    }
+
+    /// This store, if it is that of `trust_domain`.
+    async fn of(self, path: &Path, trust_domain: &TrustDomain) -> Result<Self, StoreError> {
+        let store = self;
         let found: String = sqlx::query_scalar("SELECT trust_domain FROM authority").fetch_one(&store.reader).await?;
         if found == trust_domain.as_str() {
             return Ok(store);
@@ -148,12 +177,27 @@ impl Store {
             .max_connections(1)
             .before_acquire(|connection, _| Box::pin(std::future::ready(Ok(!connection.is_in_transaction()))));
         let writer = writer.connect_with(options.clone()).await.map_err(failed)?;
-        MIGRATIONS
-            .run(&writer)
-            .await
-            .map_err(|error| StoreError::Migrate { path: path.to_owned(), error: Box::new(error) })?;
         let reader = pool().max_connections(READERS).connect_with(options).await.map_err(failed)?;
         Ok(Self { writer, reader })
+    }
+
+    async fn migrate(&self, path: &Path) -> Result<(), StoreError> {
+        let migrated = MIGRATIONS.run(&self.writer).await;
+        migrated.map_err(|error| StoreError::Migrate { path: path.to_owned(), error: Box::new(error) })
+    }
+
+    /// Whether exactly the migrations of this version were applied.
+    async fn is_of_this_version(&self) -> Result<bool, StoreError> {
+        let applied: Vec<Vec<u8>> = match sqlx::query_scalar("SELECT checksum FROM _sqlx_migrations ORDER BY version")
+            .fetch_all(&self.reader)
+            .await
+        {
+            Ok(applied) => applied,
+            // SQLite says "no such table": nothing was ever applied.
+            Err(sqlx::Error::Database(_)) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(applied.iter().map(Vec::as_slice).eq(MIGRATIONS.iter().map(|migration| &*migration.checksum)))
     }
 
     /// Begins a write that sees no other one until it ends: what it reads is still so when it commits.
@@ -188,6 +232,11 @@ impl Store {
         self.reader.close().await;
         self.writer.close().await;
     }
+}
+
+/// A SPIFFE ID as a row of `what` holds it.
+pub(crate) fn spiffe_id(what: &'static str, id: String) -> Result<SpiffeId, StoreError> {
+    SpiffeId::new(id).map_err(|error| StoreError::Corrupt { what, reason: error.to_string() })
 }
 
 /// SQLite's integers are signed; our counts and times are not.

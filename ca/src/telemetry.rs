@@ -10,8 +10,9 @@ use crate::attest::Method;
 pub(crate) fn describe() {
     describe_counter!(ISSUED, "Certificates issued.");
     describe_counter!(REFUSED, "Calls refused, by reason.");
+    describe_counter!(SUPPRESSED, "Refusals counted and not written down one by one, by reason.");
     describe_counter!(ATTESTED, "Keys and connections bound to a workload, by method.");
-    describe_counter!(HANDSHAKES_FAILED, "TLS handshakes with the authority that failed, by reason.");
+    describe_counter!(HANDSHAKES_FAILED, "Connections shut out before a TLS handshake was done, by reason.");
     describe_counter!(RELOAD_FAILURES, "Changed files that were refused, by file; the content before stays in force.");
     describe_gauge!(RELOAD_SUCCESS, "Whether the file as it is now is in force: 1 or 0, by file.");
     describe_gauge!(AGENTS, "Agents that follow the authority now.");
@@ -26,6 +27,11 @@ pub(crate) fn issued() {
 
 pub(crate) fn refused(reason: &'static str) {
     counter!(REFUSED, "reason" => reason).increment(1);
+}
+
+/// A refusal was one too many of its origin to be written down by itself.
+pub(crate) fn suppressed(reason: &'static str) {
+    counter!(SUPPRESSED, "reason" => reason).increment(1);
 }
 
 pub(crate) fn attested(method: Method) {
@@ -61,6 +67,7 @@ pub(crate) fn signed(time: Duration) {
 
 const ISSUED: &str = "countersign_ca_issued_total";
 const REFUSED: &str = "countersign_ca_refused_total";
+const SUPPRESSED: &str = "countersign_ca_refusals_suppressed_total";
 const ATTESTED: &str = "countersign_ca_attested_total";
 const HANDSHAKES_FAILED: &str = "countersign_ca_handshakes_failed_total";
 const RELOAD_FAILURES: &str = "countersign_ca_reload_failures_total";

@@ -13,6 +13,13 @@ impl Thumbprint {
     pub(crate) fn of(public_key: &[u8]) -> Self {
         Self(sha256(public_key))
     }
+
+    /// The thumbprint that is shown as `hex`.
+    pub(crate) fn from_hex(hex: &str) -> Option<Self> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(hex, &mut bytes).ok()?;
+        Some(Self(bytes))
+    }
 }
 
 /// SHA-256.

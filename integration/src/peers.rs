@@ -32,7 +32,7 @@ pub async fn nginx(directory: &Path, server: &str, listens: SocketAddr) -> Proce
     std::fs::create_dir_all(directory).unwrap();
     let d = directory.display();
     let config = format!(
-        "daemon off;\npid {d}/pid;\nerror_log stderr warn;\nworker_processes 1;\nevents {{ worker_connections 1024; }}\n\
+        "daemon off;\nmaster_process off;\npid {d}/pid;\nerror_log stderr warn;\nevents {{ worker_connections 1024; }}\n\
          http {{\naccess_log off;\nclient_body_temp_path {d}/body;\nproxy_temp_path {d}/proxy;\nfastcgi_temp_path {d}/fastcgi;\n\
          uwsgi_temp_path {d}/uwsgi;\nscgi_temp_path {d}/scgi;\n{server}\n}}\n"
     );

@@ -47,6 +47,36 @@ fn the_guide_works_when_it_is_followed_literally() {
 }
 
 #[test]
+fn every_yaml_in_the_docs_is_read_without_a_problem() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    let check = |arguments: &[&str]| {
+        let output = Command::new(binary()).args(arguments).current_dir(directory.path()).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let page = |name: &str| blocks(&root().join(name), "yaml");
+    check(&["ca", "init", "--trust-domain", "shop.example", "--directory", "."]);
+
+    let [policy] = page("docs/reference/policy.md").try_into().expect("policy.md has one YAML");
+    let [ca, workloads] = page("docs/reference/ca.md").try_into().expect("ca.md has two YAMLs");
+    for (name, text) in [("policy.yaml", &policy), ("ca.yaml", &ca), ("workloads.yaml", &workloads)] {
+        write(name, text);
+    }
+    check(&["ca", "run", "--check", "-c", "ca.yaml"]);
+
+    let [sidecar] = page("docs/reference/sidecar.md").try_into().expect("sidecar.md has one YAML");
+    let [secrets] = page("docs/reference/secrets.md").try_into().expect("secrets.md has one YAML");
+    write("sidecar.yaml", &sidecar);
+    write("secrets.yaml", &secrets);
+    check(&["sidecar", "--check", "-c", "sidecar.yaml"]);
+
+    let [sidecar, policy] = page("README.md").try_into().expect("README.md has two YAMLs");
+    write("policy.yaml", &policy);
+    write("sidecar.yaml", &format!("{sidecar}policy: policy.yaml\n"));
+    check(&["sidecar", "--check", "-c", "sidecar.yaml"]);
+}
+
+#[test]
 fn every_command_in_the_docs_is_one_that_the_binary_knows() {
     let mut pages = vec![root().join("README.md"), root().join("SECURITY.md"), root().join("ARCHITECTURE.md")];
     for folder in ["docs/guide", "docs/reference"] {

@@ -1,7 +1,7 @@
 //! Join tokens: used again, expired, stolen, made for nobody.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use countersign_integration::{Mesh, Sidecar, eventually, free_address};
+use countersign_integration::{Mesh, Sidecar, eventually, free_address, run};
 use reqwest::StatusCode;
 
 const RULES: &str = "rules: []\n";
@@ -20,13 +20,18 @@ async fn refused(sidecar: &Sidecar) -> String {
 async fn a_stolen_token_is_worth_nothing_and_the_theft_is_audited() {
     let mesh = Mesh::start(&["nlp"], RULES).await;
     let token = mesh.authority.token("nlp");
-    let _rightful = mesh.spawn_with_token(Mesh::service("nlp", free_address(), "http"), &token);
-    _rightful.ready().await;
+    let rightful = mesh.spawn_with_token(Mesh::service("nlp", free_address(), "http"), &token);
+    rightful.ready().await;
 
     let thief = mesh.spawn_with_token(Mesh::service("nlp", free_address(), "http"), &token);
     refused(&thief).await;
     let refusals = mesh.authority.metric("countersign_ca_refused_total", &["token_reused_by_another_key"]).await;
     assert!(refusals >= 1.0, "the metric does not name it");
+    let audit = run(&["ca", "audit", "-c", &mesh.authority.config()]);
+    assert!(
+        String::from_utf8_lossy(&audit.stdout).contains("token_reused_by_another_key"),
+        "the audit does not name it"
+    );
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ mod matcher;
 mod path;
 mod pattern;
 mod policy;
+mod reading;
 mod request;
 mod rule;
 

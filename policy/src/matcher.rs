@@ -4,7 +4,8 @@
 //! do by path and method. A decision then looks up the caller and walks the path once. Of the rules of each kind that
 //! match, the first of the file counts; so the decision and its reason do not depend on how the lookup is done.
 //!
-//! Whoever sends requests cannot choose what they cost: there is no backtracking, and nothing is allocated.
+//! Whoever sends requests cannot choose what they cost: there is no backtracking, and nothing is allocated but for
+//! a path that has other readings.
 
 use std::fmt;
 
@@ -49,7 +50,8 @@ impl Matcher {
         }
     }
 
-    /// Decides whether `request` passes, and why. Allocates nothing.
+    /// Decides whether `request` passes, and why. Allocates nothing, unless the path holds a `;` or an encoded
+    /// character that may stand unencoded: then rules that deny are also asked about its other readings.
     ///
     /// In this order, the first that applies:
     /// 1. a rule that denies: denied;
@@ -61,7 +63,13 @@ impl Matcher {
     /// In a policy whose mode is audit, everything passes and the verdict is the same.
     pub fn decide<'a>(&'a self, request: &Request<'a>) -> Decision<'a> {
         let mut firsts = Firsts::default();
-        self.callers.visit(request.from, &mut |table| table.collect(&request.action, &mut firsts));
+        let readings = request.action.other_readings();
+        self.callers.visit(request.from, &mut |table| {
+            table.collect(&request.action, &mut firsts);
+            for reading in readings.iter().flatten() {
+                table.collect_denials(&request.action.with_path(reading), &mut firsts);
+            }
+        });
         let allowing = firsts.allow.or(firsts.allow_in_audit);
         let (first, verdict, passes) = match (firsts.deny, firsts.deny_in_audit, firsts.allow) {
             (Some(deny), _, _) => (Some(deny), Verdict::Deny, false),

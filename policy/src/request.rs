@@ -6,6 +6,8 @@ use std::fmt;
 
 use countersign_identity::SpiffeId;
 
+use crate::reading;
+
 /// A call that wants to pass.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
@@ -28,6 +30,27 @@ pub enum Action<'a> {
     },
     /// A connection whose bytes are not looked at, or a protocol other than HTTP.
     Tcp,
+}
+
+impl<'a> Action<'a> {
+    /// The other paths that an application may take an HTTP request's for; see [`reading`].
+    pub(crate) fn other_readings(&self) -> [Option<String>; 3] {
+        match self {
+            Self::Http { path, .. } => reading::others(path),
+            Self::Tcp => [None, None, None],
+        }
+    }
+
+    /// The same with another path.
+    pub(crate) fn with_path<'b>(&self, path: &'b str) -> Action<'b>
+    where
+        'a: 'b,
+    {
+        match *self {
+            Self::Http { method, .. } => Action::Http { method, path },
+            Self::Tcp => Action::Tcp,
+        }
+    }
 }
 
 impl fmt::Display for Action<'_> {

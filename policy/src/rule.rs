@@ -13,6 +13,7 @@ use crate::request::Action;
 pub struct Rule {
     pub(crate) name: Arc<str>,
     pub(crate) line: usize,
+    pub(crate) index: usize,
     pub(crate) effect: Effect,
     pub(crate) mode: Mode,
     pub(crate) from: Identities,
@@ -71,6 +72,11 @@ impl Rule {
         self.line
     }
 
+    /// Its place among the rules of its policy, from 0. Two rules may share a line, but no place.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
     /// Whether it allows or denies.
     pub fn effect(&self) -> Effect {
         self.effect
@@ -101,7 +107,14 @@ impl Rule {
     ///
     /// [`Matcher::decide`]: crate::Matcher::decide
     pub fn matches(&self, from: &SpiffeId, to: &SpiffeId, action: &Action<'_>) -> bool {
-        self.to.contains(to) && self.from.contains(from) && self.operations.contain(action)
+        self.to.contains(to) && self.from.contains(from) && self.has(action)
+    }
+
+    /// What denies a path denies its other readings too.
+    fn has(&self, action: &Action<'_>) -> bool {
+        let denied_as = |path: &String| self.operations.contain(&action.with_path(path));
+        self.operations.contain(action)
+            || self.effect == Effect::Deny && action.other_readings().iter().flatten().any(denied_as)
     }
 }
 

@@ -66,6 +66,18 @@ fn path_matches(pattern: &str, path: &str) -> bool {
         && segments_match(&pattern.split('/').collect::<Vec<_>>(), &path.split('/').collect::<Vec<_>>())
 }
 
+/// Whatever comes of cutting parameters and decoding, in any order and any number of times. What is generated is
+/// encoded once, so that once is enough.
+fn readings(path: &str) -> Vec<String> {
+    let decode = |path: &str| {
+        let codes = [("%3A", ":"), ("%3B", ";"), ("%61", "a"), ("%40", "@")];
+        codes.iter().fold(path.to_owned(), |path, (code, character)| path.replace(code, character))
+    };
+    let cut =
+        |path: &str| path.split('/').map(|segment| segment.split(';').next().unwrap()).collect::<Vec<_>>().join("/");
+    vec![path.to_owned(), decode(path), decode(&cut(path)), cut(&decode(path))]
+}
+
 fn identity_matches(pattern: &str, id: &str) -> bool {
     let whole = |text: &str| if text.starts_with('/') { format!("spiffe://a.example{text}") } else { text.to_owned() };
     pattern == "*"
@@ -95,7 +107,8 @@ impl Rule {
     fn has_path(&self, call: &Call) -> bool {
         match (&self.operations, &call.http) {
             (Operations::Http { paths: Some(paths), .. }, Some((_, path))) => {
-                paths.iter().any(|pattern| path_matches(pattern, path))
+                let readings = if self.deny { readings(path) } else { vec![path.clone()] };
+                paths.iter().any(|pattern| readings.iter().any(|path| path_matches(pattern, path)))
             }
             _ => true,
         }
@@ -199,7 +212,9 @@ fn check_nearest(rules: &[Rule], call: &Call, decision: &Decision<'_>) -> Result
 // What is generated.
 
 const SEGMENTS: [&str; 4] = ["a", "b", "ab", "ba"];
+const ODD: [&str; 12] = ["a", "b", "a%3Ab", "a:b", "%61", "a;b", "a%3Bb", "b;a%3Ab", "a%3Bb;a", "a%20b", "%40", "%"];
 const WILD: [&str; 10] = ["a", "b", "ab", "ba", "*", "a*", "*b", "a*b", "b*a", "**"];
+const WILD_ODD: [&str; 14] = ["a", "b", "a:b", "a;b", "@", "ab", "ba", "*", "a*", "*b", "a*b", "b*a", "*;b", "**"];
 const METHODS: [&str; 3] = ["GET", "POST", "PURGE"];
 
 fn limits_gaps(segments: &[&str]) -> bool {
@@ -208,13 +223,18 @@ fn limits_gaps(segments: &[&str]) -> bool {
 }
 
 fn wild_path(trailing_slash: bool) -> impl Strategy<Value = String> {
-    (vec(select(&WILD[..]), 1..5).prop_filter("gaps", |segments| limits_gaps(segments)), any::<bool>())
+    wild(&WILD, trailing_slash)
+}
+
+fn wild(segments: &'static [&'static str], trailing_slash: bool) -> impl Strategy<Value = String> {
+    (vec(select(segments), 1..5).prop_filter("gaps", |segments| limits_gaps(segments)), any::<bool>())
         .prop_map(move |(segments, slash)| join(&segments, slash && trailing_slash))
 }
 
 fn path() -> impl Strategy<Value = String> {
     prop_oneof![
         12 => (vec(select(&SEGMENTS[..]), 0..6), any::<bool>()).prop_map(|(segments, slash)| join(&segments, slash || segments.is_empty())),
+        6 => (vec(select(&ODD[..]), 1..4), any::<bool>()).prop_map(|(segments, slash)| join(&segments, slash)),
         1 => Just("*".to_owned()),
         1 => Just("//a".to_owned()),
         1 => Just(String::new()),
@@ -239,7 +259,7 @@ fn identity() -> impl Strategy<Value = String> {
 }
 
 fn rule() -> impl Strategy<Value = Rule> {
-    let http = (option::of(vec(select(&METHODS[..2]), 1..3)), option::of(vec(wild_path(true), 1..4)))
+    let http = (option::of(vec(select(&METHODS[..2]), 1..3)), option::of(vec(wild(&WILD_ODD, true), 1..4)))
         .prop_map(|(methods, paths)| Operations::Http { methods, paths });
     let operations = prop_oneof![1 => Just(Operations::Tcp), 5 => http];
     let to = prop_oneof![2 => identities(), 3 => Just(vec!["/a".to_owned(), "/b".to_owned()])];

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use countersign_runtime::Lifecycle;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::listener::Listener;
@@ -23,7 +22,6 @@ pub(crate) async fn accept<F, S>(
     S: Fn(TcpStream, SocketAddr) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let permits = Arc::new(Semaphore::new(listener.limits.connections));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -41,7 +39,7 @@ pub(crate) async fn accept<F, S>(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+        let Some(place) = listener.load.connections.enter(listener.limits.connections) else {
             tracing::debug!(listener = %listener.name, %remote, "closed a connection: the limit is reached");
             listener.metrics.refused("limit");
             continue;
@@ -51,7 +49,7 @@ pub(crate) async fn accept<F, S>(
         let served = serve(stream, remote);
         lifecycle.spawn(async move {
             served.await;
-            drop(permit);
+            drop(place);
         });
     }
 }

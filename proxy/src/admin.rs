@@ -117,6 +117,7 @@ fn show_config(config: &Config) -> Answer {
             "access_log": config.access_log,
             "limits": {
                 "connections": limits.connections,
+                "requests": limits.requests,
                 "streams": limits.streams,
                 "headers": limits.headers,
                 "header_bytes": limits.header_bytes,

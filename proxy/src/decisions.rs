@@ -49,9 +49,13 @@ impl Decisions {
         Self { prefix, next: AtomicU64::new(1), kept: Mutex::new(VecDeque::with_capacity(KEPT)) }
     }
 
-    /// Keeps a denial and logs it under the ID that it returns.
-    pub(crate) fn record(&self, denial: Denial) -> Arc<str> {
-        let id: Arc<str> = format!("{:08x}-{}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed)).into();
+    /// A new ID for a denial, whether or not it is recorded.
+    pub(crate) fn id(&self) -> Arc<str> {
+        format!("{:08x}-{}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed)).into()
+    }
+
+    /// Keeps a denial and logs it.
+    pub(crate) fn record(&self, id: Arc<str>, denial: Denial) {
         tracing::warn!(
             decision = %id, listener = %denial.listener, from = %denial.from, to = %denial.to,
             request = %denial.request, verdict = denial.verdict, rule = denial.rule.as_deref().unwrap_or("none"),
@@ -62,8 +66,7 @@ impl Decisions {
         if kept.len() == KEPT {
             kept.pop_front();
         }
-        kept.push_back(Kept { id: Arc::clone(&id), time, denial });
-        id
+        kept.push_back(Kept { id, time, denial });
     }
 
     /// All that are kept, the newest first.
@@ -105,7 +108,10 @@ mod tests {
             rule: None,
             explanation: "because".into(),
         };
-        let ids: Vec<_> = (0..300).map(|number| decisions.record(denial(format!("GET /{number}")))).collect();
+        let ids: Vec<_> = (0..300).map(|_| decisions.id()).collect();
+        for (number, id) in ids.iter().enumerate() {
+            decisions.record(Arc::clone(id), denial(format!("GET /{number}")));
+        }
         let json = decisions.to_json();
         let kept = json.as_array().unwrap();
         assert_eq!(kept.len(), KEPT);

@@ -61,6 +61,11 @@ impl Workload {
         self.identity.borrow().clone()
     }
 
+    /// Where it is dialled.
+    pub(crate) fn address(&self) -> String {
+        join(&self.addresses)
+    }
+
     /// Connects, makes sure who answers, and enters the connection among those that are under way.
     pub(crate) async fn open(
         &self,
@@ -114,7 +119,7 @@ impl Workload {
         // That somebody else answered says more than that nobody did elsewhere.
         Err(last.unwrap_or_else(|| Fault::Unreachable {
             hop: Hop::Mesh,
-            to: join(&self.addresses),
+            to: self.address(),
             reason: failures.join("; "),
         }))
     }

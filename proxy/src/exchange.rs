@@ -53,8 +53,9 @@ impl Upgraded {
     }
 }
 
-/// Forwards a request over `pool`, with `client_cert` as what the app is told of the caller. The response has its
-/// ticket unless it is an upgrade, whose ticket goes on in `upgraded`.
+/// Forwards a request over `pool`. Its head is cleaned of what the caller may not say, and then `prepare` adds what we
+/// say; `clean` takes from the head of the response what may not go back. The response has its ticket unless it is an
+/// upgrade, whose ticket goes on in `upgraded`.
 pub(crate) async fn forward(
     passed: Passed,
     mut ticket: Ticket,
@@ -72,8 +73,7 @@ pub(crate) async fn forward(
         tunnel::set(&mut parts.headers, upgrade.clone());
     }
     let flight = Arc::clone(&ticket.flight);
-    let request =
-        Request::from_parts(parts, RequestBody::new(body, Arc::clone(&ticket.connection), Arc::clone(&flight)));
+    let request = Request::from_parts(parts, RequestBody::new(body, ticket.entered()));
     let answered = ticket.unless_cut(async {
         match upgrade {
             Some(_) => pool.send_alone(request, &flight).await,
@@ -82,7 +82,11 @@ pub(crate) async fn forward(
     });
     let (mut response, lease) = match answered.await {
         Ok(Ok(answered)) => answered,
-        Ok(Err(fault)) => return Err((ticket, fault.into())),
+        // A request that broke breaks the connection that it goes over, which is not the fault of the next hop.
+        Ok(Err(fault)) => {
+            let fault = flight.take_fault_of_upload().unwrap_or(fault);
+            return Err((ticket, fault.into()));
+        }
         Err(cut) => return Err((ticket, Failed::Cut(cut))),
     };
     *response.version_mut() = Version::HTTP_11;
@@ -99,6 +103,9 @@ pub(crate) async fn forward(
     clean(response.headers_mut());
     let (parts, body) = response.into_parts();
     ticket.answered(parts.status, None);
+    if let Some(fault) = flight.take_fault_of_upload() {
+        report(&ticket.connection, &fault, Some(&ticket));
+    }
     let blame = Fault::FirstByte(pool.hop()).facts().blame;
     Ok(Response::from_parts(parts, Body::passed(body, lease, blame).holding(ticket)))
 }
@@ -135,7 +142,7 @@ pub(crate) fn report(connection: &Connection, fault: &Fault, ticket: Option<&Tic
     let listener = &connection.listener;
     listener.metrics.fault(facts.blame, facts.reason);
     // A denial was logged, with its reasons, under its decision.
-    if matches!(fault, Fault::Denied(_)) {
+    if matches!(fault, Fault::Denied(_)) || !listener.faults.passes(&listener.name) {
         return;
     }
     if matches!(fault, Fault::Refused(_)) {

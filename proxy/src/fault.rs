@@ -44,9 +44,18 @@ pub(crate) enum Fault {
     /// It can be read in two ways.
     #[error("the request was refused: {0}")]
     Refused(Refused),
+    /// Its body broke off: the caller went away, or its connection broke.
+    #[error("the request body broke off: {0}")]
+    BrokeOff(String),
     /// The policy denies it, or did so while it was under way.
     #[error("denied by policy; decision {0}")]
     Denied(Arc<str>),
+    /// The policy is not compiled yet; without it nothing was decided, and so nothing is allowed.
+    #[error("the policy is being compiled")]
+    NoPolicy,
+    /// As many requests are under way as may be, in all or of this peer.
+    #[error("too many requests are under way")]
+    Full,
     /// No SVID was received yet, with the reason.
     #[error("this sidecar has no identity yet: {0}")]
     NoIdentity(String),
@@ -142,7 +151,10 @@ impl Fault {
         const LATE: StatusCode = StatusCode::GATEWAY_TIMEOUT;
         let (blame, status, grpc, reason, told) = match self {
             Self::Refused(refused) => (Client, BAD, INTERNAL, refused.reason(), "the request was refused"),
+            Self::BrokeOff(_) => (Client, BAD, CANCELLED, "broke_off", "the request body broke off"),
             Self::Denied(_) => (Policy, FORBIDDEN, PERMISSION_DENIED, "denied", "denied by policy"),
+            Self::NoPolicy => (Policy, UNSENT, UNAVAILABLE, "no_policy", "the sidecar has no policy yet"),
+            Self::Full => (Local, UNSENT, UNAVAILABLE, "requests", "too many requests are under way"),
             Self::NoIdentity(_) => (Identity, UNSENT, UNAVAILABLE, "no_identity", "the sidecar has no identity yet"),
             Self::UnusableIdentity(_) => {
                 (Identity, UNSENT, UNAVAILABLE, "unusable_identity", "the sidecar's identity cannot be used")
@@ -249,6 +261,7 @@ pub(crate) const FAULT: HeaderName = HeaderName::from_static("x-countersign-faul
 pub(crate) const DECISION: HeaderName = HeaderName::from_static("x-countersign-decision");
 
 // gRPC status codes.
+const CANCELLED: u8 = 1;
 const DEADLINE_EXCEEDED: u8 = 4;
 const PERMISSION_DENIED: u8 = 7;
 const INTERNAL: u8 = 13;
@@ -280,6 +293,13 @@ mod tests {
         }
         assert_eq!(Fault::FirstByte(Hop::Mesh).answer(true).headers()["grpc-status"], "4");
         assert_eq!(Fault::Stopping.answer(grpc("application/grpc-web")).status(), 503);
+    }
+
+    #[test]
+    fn a_policy_that_is_being_compiled_is_no_fault_of_the_identity() {
+        let response = Fault::NoPolicy.answer(false);
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["x-countersign-fault"], "policy");
     }
 
     #[test]

@@ -36,6 +36,14 @@ pub fn check(parts: &Parts) -> Result<(), Refused> {
     target(parts)
 }
 
+/// Whether a request has few enough header fields; of HTTP/1, [`Framed`] has seen to that.
+///
+/// # Errors
+/// It has more than `limit`.
+pub fn check_number(parts: &Parts, limit: usize) -> Result<(), Refused> {
+    if parts.headers.len() > limit { Err(Malformed::TooManyHeaders.into()) } else { Ok(()) }
+}
+
 /// The refusal that ended a request body, where that was the reason: too late for [`check`], but to be counted and
 /// answered alike.
 pub fn refusal_of_body(error: &(dyn std::error::Error + 'static)) -> Option<Refused> {

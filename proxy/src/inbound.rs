@@ -10,7 +10,7 @@ use countersign_identity::tls::Alpn;
 use countersign_identity::{Identity, IdentityWatch, Peer, Role, ServerTls, authenticate, tls};
 use countersign_policy::Action;
 use countersign_runtime::Lifecycle;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use rustls_pki_types::UnixTime;
 use tokio::net::TcpStream;
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::config::{Address, Protocol};
+use crate::config::{Address, Limits, Protocol};
 use crate::decisions::{Decisions, Denial};
 use crate::dial::{dial_app, facts};
 use crate::exchange::{self, Failed, Passed, Upgraded};
@@ -27,6 +27,7 @@ use crate::guard;
 use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
+use crate::load::{Place, Share};
 use crate::pool::{Pool, Target};
 use crate::serve::{serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
@@ -43,10 +44,8 @@ pub(crate) struct Inbound {
     decisions: Arc<Decisions>,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
-    /// To the app in HTTP/1.1; made when it is first needed, as the other.
-    http1: OnceLock<Arc<Pool>>,
-    /// To the app in HTTP/2: gRPC knows nothing else.
-    http2: OnceLock<Arc<Pool>>,
+    /// To the app; made when it is first needed.
+    pool: OnceLock<Arc<Pool>>,
 }
 
 /// What an inbound listener works with.
@@ -63,6 +62,9 @@ struct Caller {
     inbound: Arc<Inbound>,
     entry: Entry,
     peer: Peer,
+    /// What is under way of the peer, and the place of this connection in it.
+    share: Arc<Share>,
+    _place: Place,
     /// What the app is told of the peer.
     client_cert: Option<HeaderValue>,
     upgraded: Upgraded,
@@ -87,8 +89,7 @@ impl Inbound {
             decisions: Arc::clone(&shared.decisions),
             connections: Arc::clone(&shared.connections),
             lifecycle: shared.lifecycle.clone(),
-            http1: OnceLock::new(),
-            http2: OnceLock::new(),
+            pool: OnceLock::new(),
         })
     }
 
@@ -125,6 +126,11 @@ impl Inbound {
                 return None;
             }
         };
+        let Some(_place) = self.listener.load.handshakes.enter(self.listener.limits.handshakes()) else {
+            tracing::debug!(listener = %self.listener.name, %remote, "closed a connection: too many handshakes");
+            self.listener.metrics.refused("handshakes");
+            return None;
+        };
         let traffic = Arc::new(Traffic::default());
         let io = Metered::new(tcp, Arc::clone(&traffic));
         let handshake = timeout(self.listener.limits.handshake, TlsAcceptor::from(made.config).accept(io));
@@ -156,13 +162,21 @@ impl Inbound {
             }
         };
         self.listener.metrics.handshake(&tls);
+        let share = self.listener.load.of(peer.id());
+        let Some(place) = share.connections.enter(Limits::share(self.listener.limits.connections)) else {
+            tracing::debug!(listener = %self.listener.name, %remote, peer = %peer.id(),
+                "closed a connection: its peer has its share");
+            self.listener.metrics.refused("peer");
+            return None;
+        };
         let kind = if self.protocol == Protocol::Tcp { Kind::Tcp } else { Kind::Http };
         let connection =
             Connection::new(Arc::clone(&self.listener), kind, Some(peer.clone()), remote, Some(tls), traffic);
         let entry = self.connections.enter(connection);
         self.still_trusted(&peer, &made.identity, remote)?;
         let client_cert = client_cert(&made.identity, &peer);
-        Some((stream, Caller { inbound: Arc::clone(self), entry, peer, client_cert, upgraded: Upgraded::default() }))
+        let (inbound, upgraded) = (Arc::clone(self), Upgraded::default());
+        Some((stream, Caller { inbound, entry, peer, share, _place: place, client_cert, upgraded }))
     }
 
     /// The trust may have changed during the handshake, when the reviewer did not know of this connection.
@@ -182,13 +196,17 @@ impl Inbound {
 
     fn refuse(&self, remote: SocketAddr, reason: &'static str, why: &(impl std::fmt::Display + ?Sized)) {
         self.listener.metrics.handshake_failed(reason);
+        if !self.listener.handshakes.passes(&self.listener.name) {
+            return;
+        }
         tracing::warn!(listener = %self.listener.name, %remote, reason, "refused a handshake: {why}");
     }
 
-    /// The pool for a request: gRPC goes on in HTTP/2, everything else in HTTP/1.1.
-    fn pool(&self, http2: bool) -> &Arc<Pool> {
-        let made = if http2 { &self.http2 } else { &self.http1 };
-        made.get_or_init(|| {
+    /// The connections to the app. What it speaks is what the listener declares, whatever the caller sends: gRPC knows
+    /// HTTP/2 alone, and every other app HTTP/1.1.
+    fn pool(&self) -> &Arc<Pool> {
+        self.pool.get_or_init(|| {
+            let http2 = self.protocol == Protocol::Grpc;
             let target = Target::App { address: self.app.clone(), http2 };
             Pool::new(target, self.protocol, Arc::clone(&self.listener), &self.connections, &self.lifecycle)
         })
@@ -198,38 +216,29 @@ impl Inbound {
         self.enforced.borrow().clone()
     }
 
-    fn record(
-        &self,
-        peer: &Peer,
-        action: &Action<'_>,
-        enforced: &Enforced,
-        outcome: &Outcome,
-        why: String,
-    ) -> Arc<str> {
-        self.decisions.record(Denial {
-            listener: Arc::clone(&self.listener.name),
-            from: peer.id().to_string(),
-            to: enforced.destination().to_string(),
-            request: action.to_string(),
-            verdict: outcome.verdict,
-            rule: outcome.rule.clone(),
-            explanation: why,
-        })
-    }
-
     /// Asks the policy, and records what it does not allow.
     fn authorize(&self, peer: &Peer, action: Action<'_>) -> Result<Outcome, Fault> {
-        // Compiled a moment after the identity came; without it nothing was decided, and so nothing is allowed.
-        let Some(enforced) = self.enforced() else {
-            return Err(Fault::NoIdentity("the policy is being compiled".into()));
-        };
+        // Compiled a moment after the identity came.
+        let enforced = self.enforced().ok_or(Fault::NoPolicy)?;
         let (decision, outcome) = enforced.decide(peer.id(), action);
         if decision.passes() && !decision.audited() {
             return Ok(outcome);
         }
-        let passes = decision.passes();
-        let id = self.record(peer, &action, &enforced, &outcome, decision.to_string());
-        if passes { Ok(outcome) } else { Err(Fault::Denied(id)) }
+        let id = self.decisions.id();
+        // To explain it is dear, and the caller asks for it by being denied.
+        if self.listener.denials.passes(&self.listener.name) {
+            let denial = Denial {
+                listener: Arc::clone(&self.listener.name),
+                from: peer.id().to_string(),
+                to: enforced.destination().to_string(),
+                request: action.to_string(),
+                verdict: outcome.verdict,
+                rule: outcome.rule.clone(),
+                explanation: decision.to_string(),
+            };
+            self.decisions.record(Arc::clone(&id), denial);
+        }
+        if decision.passes() { Ok(outcome) } else { Err(Fault::Denied(id)) }
     }
 }
 
@@ -241,8 +250,7 @@ impl Caller {
         if let Err(fault) = self.admit(&parts, &mut ticket) {
             return exchange::settle(ticket, &fault, as_grpc);
         }
-        let http2 = self.inbound.protocol == Protocol::Grpc || (parts.version == Version::HTTP_2 && as_grpc);
-        let pool = self.inbound.pool(http2);
+        let pool = self.inbound.pool();
         let prepare = |headers: &mut HeaderMap| {
             if let Some(client_cert) = &self.client_cert {
                 headers.insert(CLIENT_CERT, client_cert.clone());
@@ -260,11 +268,15 @@ impl Caller {
         }
     }
 
-    /// The guard, then the policy.
+    /// The guard, then the policy, then whether there is room.
     fn admit(&self, parts: &http::request::Parts, ticket: &mut Ticket) -> Result<(), Fault> {
-        guard::check(parts).map_err(Fault::Refused)?;
+        let Listener { limits, load, .. } = &*self.inbound.listener;
+        guard::check(parts).and_then(|()| guard::check_number(parts, limits.headers)).map_err(Fault::Refused)?;
         let action = Action::Http { method: parts.method.as_str(), path: parts.uri.path() };
         ticket.outcome = Some(self.inbound.authorize(&self.peer, action)?);
+        let of_peer = self.share.requests.enter(Limits::share(limits.requests)).ok_or(Fault::Full)?;
+        let of_all = load.requests.enter(limits.requests).ok_or(Fault::Full)?;
+        ticket.hold([of_peer, of_all]);
         Ok(())
     }
 

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use countersign_identity::{IdentityWatch, SpiffeId};
 
 use crate::config::{Inbound, Limits, Outbound};
+use crate::load::Load;
+use crate::quota::Quota;
 use crate::telemetry::ListenerMetrics;
 
 /// Which way requests go.
@@ -29,11 +31,27 @@ pub(crate) struct Listener {
     pub(crate) identity: IdentityWatch,
     /// Its limits.
     pub(crate) limits: Limits,
+    /// What it may serve at once is counted here; a changed listener has the counts of the one before.
+    pub(crate) load: Arc<Load>,
     /// Whether each request is logged.
     pub(crate) access_log: bool,
     /// Its metrics.
     pub(crate) metrics: ListenerMetrics,
+    /// Denials that are explained and logged.
+    pub(crate) denials: Quota,
+    /// Failed handshakes that are logged.
+    pub(crate) handshakes: Quota,
+    /// Other faults that are logged.
+    pub(crate) faults: Quota,
     finishing: AtomicBool,
+}
+
+/// What a listener of either direction is made from.
+pub(crate) struct Common {
+    pub(crate) identity: IdentityWatch,
+    pub(crate) limits: Limits,
+    pub(crate) load: Arc<Load>,
+    pub(crate) access_log: bool,
 }
 
 impl Direction {
@@ -47,27 +65,34 @@ impl Direction {
 }
 
 impl Listener {
-    pub(crate) fn inbound(config: &Inbound, limits: Limits, access_log: bool, identity: IdentityWatch) -> Arc<Self> {
-        Self::new(&config.name, Direction::Inbound, None, limits, access_log, identity)
+    pub(crate) fn inbound(config: &Inbound, common: Common) -> Arc<Self> {
+        Self::new(&config.name, Direction::Inbound, None, common)
     }
 
-    pub(crate) fn outbound(config: &Outbound, limits: Limits, access_log: bool, identity: IdentityWatch) -> Arc<Self> {
-        let expected = Some(config.identity.clone());
-        Self::new(&config.name, Direction::Outbound, expected, limits, access_log, identity)
+    pub(crate) fn outbound(config: &Outbound, common: Common) -> Arc<Self> {
+        Self::new(&config.name, Direction::Outbound, Some(config.identity.clone()), common)
     }
 
-    fn new(
-        name: &str,
-        direction: Direction,
-        expected: Option<SpiffeId>,
-        limits: Limits,
-        access_log: bool,
-        identity: IdentityWatch,
-    ) -> Arc<Self> {
+    fn new(name: &str, direction: Direction, expected: Option<SpiffeId>, common: Common) -> Arc<Self> {
+        let Common { identity, limits, load, access_log } = common;
         let name: Arc<str> = name.into();
         let metrics = ListenerMetrics::new(direction, &name);
+        let [denials, handshakes, faults] = ["denials", "failed handshakes", "faults"].map(Quota::new);
         let finishing = AtomicBool::new(false);
-        Arc::new(Self { name, direction, expected, identity, limits, access_log, metrics, finishing })
+        Arc::new(Self {
+            name,
+            direction,
+            expected,
+            identity,
+            limits,
+            load,
+            access_log,
+            metrics,
+            denials,
+            handshakes,
+            faults,
+            finishing,
+        })
     }
 
     pub(crate) fn is_inbound(&self) -> bool {

@@ -4,8 +4,9 @@
 //! changed takes no new connection, and those it has finish; a changed one goes on with the same socket, so that no
 //! connection attempt is refused. Either the whole new configuration is taken up or nothing of it.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -15,7 +16,8 @@ use crate::accept::accept;
 use crate::config::{self, Config, Limits};
 use crate::dial::Workload;
 use crate::inbound::{Inbound, Shared};
-use crate::listener::Listener;
+use crate::listener::{Common, Listener};
+use crate::load::Load;
 use crate::outbound::Outbound;
 use crate::proxy::ProxyError;
 use crate::source::Waiting;
@@ -25,6 +27,8 @@ pub(crate) struct Listeners {
     shared: Shared,
     waiting: Waiting,
     running: Vec<Running>,
+    /// By name; kept while a connection of the listener lives.
+    loads: HashMap<String, Weak<Load>>,
 }
 
 /// What a listener is made from; it is made anew where any of it changes.
@@ -57,6 +61,13 @@ impl Plan {
         inbound.chain(outbound).map(plan).collect()
     }
 
+    fn name(&self) -> &str {
+        match &self.listener {
+            Entry::Inbound(inbound) => &inbound.name,
+            Entry::Outbound(outbound) => &outbound.name,
+        }
+    }
+
     fn address(&self) -> SocketAddr {
         match &self.listener {
             Entry::Inbound(inbound) => inbound.listen,
@@ -68,7 +79,7 @@ impl Plan {
 impl Listeners {
     /// None yet. `waiting` says why there is no identity.
     pub(crate) fn new(shared: Shared, waiting: Waiting) -> Self {
-        Self { shared, waiting, running: Vec::new() }
+        Self { shared, waiting, running: Vec::new(), loads: HashMap::new() }
     }
 
     /// Makes the listeners those of `config`.
@@ -128,14 +139,26 @@ impl Listeners {
         tracing::info!(listener = %running.listener.name, "the listener takes no new connections");
     }
 
-    fn start(&self, plan: Plan, socket: Arc<TcpListener>) -> Running {
+    /// What is under way on the listener of this name, if there was one before.
+    fn load(&mut self, name: &str) -> Arc<Load> {
+        if let Some(load) = self.loads.get(name).and_then(Weak::upgrade) {
+            return load;
+        }
+        self.loads.retain(|_, load| load.strong_count() > 0);
+        let load = Arc::new(Load::default());
+        self.loads.insert(name.to_owned(), Arc::downgrade(&load));
+        load
+    }
+
+    fn start(&mut self, plan: Plan, socket: Arc<TcpListener>) -> Running {
+        let load = self.load(plan.name());
         let Shared { identity, connections, lifecycle, .. } = &self.shared;
-        let (limits, access_log) = (plan.limits, plan.access_log);
+        let common = Common { identity: identity.clone(), limits: plan.limits, load, access_log: plan.access_log };
         let ended = CancellationToken::new();
         let at = socket.local_addr().unwrap_or_else(|_| plan.address());
         let (listener, accepting) = match &plan.listener {
             Entry::Inbound(config) => {
-                let listener = Listener::inbound(config, limits, access_log, identity.clone());
+                let listener = Listener::inbound(config, common);
                 let inbound = Inbound::new(Arc::clone(&listener), config.protocol, config.app.clone(), &self.shared);
                 let serve = move |stream, remote| Arc::clone(&inbound).serve(stream, remote);
                 let accepts =
@@ -143,7 +166,7 @@ impl Listeners {
                 (listener, lifecycle.spawn(accepts))
             }
             Entry::Outbound(config) => {
-                let listener = Listener::outbound(config, limits, access_log, identity.clone());
+                let listener = Listener::outbound(config, common);
                 let (to, expected) = (config.to.clone(), config.identity.clone());
                 let workload = Workload::new(to, expected, identity.clone(), self.waiting.clone());
                 let outbound = Outbound::new(Arc::clone(&listener), config.protocol, workload, connections, lifecycle);

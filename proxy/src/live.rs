@@ -4,7 +4,8 @@
 //! ([`review`]) goes through them when identity or policy change, and once a second for what depends on the time; the
 //! tasks that carry the bytes look at one atomic and wait for one waker.
 //!
-//! Invariant: what is not in the registry serves nobody, so that no change can miss a connection or a request.
+//! Invariant: what is not in the registry serves nobody, so that no change can miss a connection or a request. So each
+//! part that carries bytes holds its place there: a stream that of its connection, a request body that of its request.
 
 pub(crate) mod body;
 mod connection;

@@ -114,7 +114,8 @@ impl App {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let (ticket, as_grpc) = exchange::open(&self.entry.connection, &parts, &body);
-        if let Err(refused) = guard::check(&parts) {
+        let limit = self.outbound.listener.limits.headers;
+        if let Err(refused) = guard::check(&parts).and_then(|()| guard::check_number(&parts, limit)) {
             return exchange::settle(ticket, &Fault::Refused(refused), as_grpc);
         }
         let To::Pool(pool) = &self.outbound.to else {

@@ -28,8 +28,8 @@ use crate::fault::{Fault, Hop};
 use crate::listener::Listener;
 use crate::live::{Connection, Connections, Entry, Kind, Metered};
 
-pub(crate) use link::{CONNECTION_WINDOW, Executor, Lease, STREAM_WINDOW};
-use link::{Http1, Link, Proof, handshake_http1, handshake_http2};
+pub(crate) use link::{CONNECTION_WINDOW, Executor, Lease, STREAM_WINDOW, Stream};
+use link::{Http1, Http2, Link, Proof, handshake_http1, handshake_http2};
 use shelf::Shelf;
 
 /// The connections of one listener to its next hop.
@@ -70,7 +70,8 @@ pub(crate) struct Mesh {
 /// A response, and what it came over.
 pub(crate) type Answered = (Response<Incoming>, Lease);
 
-type Opening = Shared<BoxFuture<'static, Result<(), Fault>>>;
+/// The connection that was opened, if it can be shared.
+type Opening = Shared<BoxFuture<'static, Result<Option<Http2>, Fault>>>;
 
 impl Target {
     /// Another workload, spoken to in `protocol`.
@@ -119,6 +120,14 @@ impl Pool {
         }
     }
 
+    /// Where it leads, for who reads of a fault.
+    fn address(&self) -> String {
+        match &self.target {
+            Target::App { address, .. } => address.to_string(),
+            Target::Mesh(mesh) => mesh.workload.address(),
+        }
+    }
+
     /// Drops what has waited too long or shows an old identity. Called once a second.
     pub(crate) fn tidy(&self) {
         let identity = self.identity();
@@ -127,16 +136,24 @@ impl Pool {
 
     /// A connection that is free now: one of the pool, with `true`, or a new one.
     async fn link(self: &Arc<Self>) -> Result<(Link, bool), Fault> {
-        if let Some(link) = self.take() {
-            return Ok((link, true));
+        let mut opened: Option<Http2> = None;
+        loop {
+            if let Some(link) = self.take() {
+                let reused = !opened.is_some_and(|opened| opened.carries(&link));
+                return Ok((link, reused));
+            }
+            // While nothing but HTTP/1 was met, each request opens its own; else they share the one that is being opened.
+            if self.lock().speaks_http1 {
+                return Ok((self.open_and_share().await?, false));
+            }
+            // Others may take all that it allows before we are served, and then one more is opened for all of us. But
+            // one that nobody can use is not waited for again.
+            opened = self.share_opening().await?;
+            if !opened.as_ref().is_some_and(Http2::is_full) {
+                break;
+            }
         }
-        // While nothing but HTTP/1 was met, each request opens its own; else they share the one that is being opened.
-        if self.lock().speaks_http1 {
-            return Ok((self.open_and_share().await?, false));
-        }
-        self.share_opening().await?;
         match self.take() {
-            // It was opened for us just now, but another request may have met its end already.
             Some(link) => Ok((link, false)),
             None => Ok((self.open_and_share().await?, false)),
         }
@@ -160,7 +177,10 @@ impl Pool {
             let pool = Arc::clone(self);
             // A task of its own, so that a caller who goes away does not end it for the others.
             let task = self.lifecycle.spawn(async move {
-                let opened = pool.open().await.map(|link| pool.put(link));
+                let opened = tokio::select! {
+                    opened = pool.open() => opened.map(|link| pool.put(link)),
+                    () = pool.lifecycle.stopping() => Err(Fault::Stopping),
+                };
                 pool.opening.lock().unwrap_or_else(PoisonError::into_inner).take();
                 opened
             });
@@ -169,8 +189,9 @@ impl Pool {
         shared.clone()
     }
 
-    fn put(&self, link: Link) {
-        self.lock().put(link);
+    /// Puts a connection on the shelf; it is returned if it can be shared.
+    fn put(&self, link: Link) -> Option<Http2> {
+        self.lock().put(link)
     }
 
     /// Opens a new connection.

@@ -57,6 +57,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     telemetry::describe();
     let Surroundings { workload_api, metrics, lifecycle, ready } = surroundings;
     let mut current = config.borrow_and_update().clone();
+    let (in_force, config_in_force) = watch::channel(Arc::clone(&current));
     let admin = TcpListener::bind(current.admin).await;
     let admin = admin.map_err(|source| ProxyError::Bind { address: current.admin, source })?;
 
@@ -106,7 +107,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     };
     let mut following = follow_policy(&current.policy);
     let console = Console {
-        config: config.clone(),
+        config: config_in_force,
         identity,
         enforced,
         waiting: vec![awaiting_identity, awaiting_policy.clone()],
@@ -116,29 +117,32 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     };
     lifecycle.spawn(console.serve(admin, metrics));
 
+    // The newest could not be taken up, such as for an address that is still in use.
+    let mut refused = false;
     loop {
         tokio::select! {
             () = lifecycle.draining() => break,
-            Ok(()) = config.changed() => {
-                let newest = config.borrow_and_update().clone();
-                match listeners.apply(&newest).await {
-                    Ok(()) => reloaded("accepted"),
-                    Err(error) => {
-                        tracing::error!(%error, "the new configuration cannot be taken up; the one before stays");
-                        reloaded("refused");
-                        continue;
-                    }
-                }
-                if newest.policy != current.policy {
-                    following.cancel();
-                    following = follow_policy(&newest.policy);
-                }
-                if newest.admin != current.admin {
-                    tracing::warn!(address = %newest.admin, "the admin endpoint moves there at the next start");
-                }
-                current = newest;
-            }
+            Ok(()) = config.changed() => {}
+            () = sleep(AGAIN), if refused => {}
         }
+        let newest = config.borrow_and_update().clone();
+        if let Err(error) = listeners.apply(&newest).await {
+            tracing::error!(%error, "the new configuration cannot be taken up yet; the one before stays");
+            reloaded("refused");
+            refused = true;
+            continue;
+        }
+        reloaded("accepted");
+        refused = false;
+        if newest.policy != current.policy {
+            following.cancel();
+            following = follow_policy(&newest.policy);
+        }
+        if newest.admin != current.admin {
+            tracing::warn!(address = %newest.admin, "the admin endpoint moves there at the next start");
+        }
+        in_force.send_replace(Arc::clone(&newest));
+        current = newest;
     }
     drain(&mut listeners, &connections, &current, &lifecycle).await;
     Ok(())
@@ -198,6 +202,9 @@ async fn is_gone(config: &Config) -> bool {
 fn reloaded(result: &'static str) {
     metrics::counter!("countersign_listener_reloads_total", "result" => result).increment(1);
 }
+
+/// How long after a configuration was refused it is tried again.
+const AGAIN: Duration = Duration::from_secs(3);
 
 /// How often it is looked whether draining is done.
 const PROBE: Duration = Duration::from_millis(100);

@@ -32,6 +32,8 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .max_headers(limits.headers)
+        // `framed` has held the head to the limit; hyper asks for a buffer that it cannot fill.
+        .max_buf_size(limits.header_bytes as usize + 4096)
         // What the app sends is what the caller gets; a date is the app's to set.
         .auto_date_header(false);
     let service = service_fn(|request| {
@@ -58,6 +60,8 @@ where
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(limits.header_bytes)
+        // What a stream may hold of the app's answer while the caller does not read.
+        .max_send_buf_size(64 << 10)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .auto_date_header(false);

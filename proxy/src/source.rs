@@ -10,6 +10,11 @@ mod policy;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use countersign_wire::workload::REQUIRED_METADATA;
+use spiffe::transport::Endpoint;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+
 pub(crate) use enforced::{Enforced, EnforcedWatch, Outcome, enforce};
 pub(crate) use identity::follow_identity;
 pub(crate) use policy::{PolicyWatch, follow_feed, follow_file};
@@ -47,6 +52,29 @@ impl Backoff {
         self.0 = (self.0 * 2).min(LONGEST_PAUSE);
         pause
     }
+}
+
+/// A channel to the Workload API at `endpoint`, or why there is none: `/ready` shows it to the operator.
+async fn connect(endpoint: &str) -> Result<Channel, String> {
+    let endpoint = Endpoint::parse(endpoint).map_err(|error| error.to_string())?;
+    spiffe::transport::connect(&endpoint).await.map_err(|error| {
+        let mut deepest: &dyn std::error::Error = &error;
+        while let Some(source) = deepest.source() {
+            deepest = source;
+        }
+        format!("the Workload API cannot be reached: {deepest}")
+    })
+}
+
+/// A request with the metadata that keeps web pages from making one (SPIFFE Workload API, section 4.1).
+fn marked(mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+    request.metadata_mut().insert(REQUIRED_METADATA, MetadataValue::from_static("true"));
+    Ok(request)
+}
+
+/// What the Workload API said, without the layers around it.
+fn said(status: &tonic::Status) -> String {
+    if status.message().is_empty() { status.to_string() } else { status.message().to_owned() }
 }
 
 /// How long to wait after the first failure.

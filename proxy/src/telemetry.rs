@@ -191,6 +191,7 @@ pub(crate) fn describe() {
     describe_counter!("countersign_bytes_total", Unit::Bytes, "Bytes received and sent on connections.");
     describe_counter!("countersign_identity_updates_total", "Identities received from the Workload API.");
     describe_counter!("countersign_identity_errors_total", "Failures to receive an identity.");
+    describe_counter!("countersign_foreign_bundle_errors_total", "Foreign bundles received that cannot be used.");
     describe_gauge!(
         "countersign_identity_expiry_timestamp_seconds",
         Unit::Seconds,

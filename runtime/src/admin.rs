@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -108,6 +108,9 @@ impl Admin {
         if !host_is_local(request) {
             return text(StatusCode::FORBIDDEN, "the admin endpoint answers to an address or localhost only\n");
         }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) && is_from_a_page(request) {
+            return text(StatusCode::FORBIDDEN, "the admin endpoint takes no orders from a web page\n");
+        }
         let path = request.uri().path();
         match (path, request.method()) {
             ("/live", &Method::GET | &Method::HEAD) => text(StatusCode::OK, "live\n"),
@@ -146,6 +149,12 @@ fn host_is_local(request: &Request<Incoming>) -> bool {
         || host.strip_prefix("localhost:").is_some_and(|port| port.parse::<u16>().is_ok())
         || host.parse::<SocketAddr>().is_ok()
         || host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>().is_ok()
+}
+
+/// Whether a browser made the request: it says where the page is from that asks for it, and no tool of an operator does.
+/// A page may not read our answers, but it can post blindly (CSRF).
+fn is_from_a_page(request: &Request<Incoming>) -> bool {
+    request.headers().contains_key(ORIGIN) || request.headers().contains_key("sec-fetch-site")
 }
 
 /// A plain text answer.

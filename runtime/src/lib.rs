@@ -8,6 +8,6 @@ mod lifecycle;
 mod socket;
 pub mod telemetry;
 
-pub use harden::harden;
+pub use harden::{harden, raise_open_files};
 pub use lifecycle::Lifecycle;
 pub use socket::bind_unix;

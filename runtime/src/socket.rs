@@ -1,10 +1,24 @@
-//! Unix sockets.
+//! Unix sockets: one path, one process.
+//!
+//! Invariant: a socket that somebody serves is never taken from them. Whoever binds a path holds a lock on
+//! `PATH.lock` for the rest of the process's life, and asks besides whether anything answers there, for processes that
+//! know nothing of the lock. The lock file stays behind; it holds nothing.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use tokio::net::UnixListener;
+
+/// The locks of this process, by the path of the socket.
+static LOCKS: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
 
 /// Binds a unix socket at `path` with the permissions `mode`, in place of one that a killed process left behind.
 ///
@@ -12,10 +26,9 @@ use tokio::net::UnixListener;
 /// and a client never meets a socket without a listener.
 ///
 /// # Errors
-/// The directory cannot be made or written, or something other than a socket is in the way.
+/// The directory cannot be made or written, something other than a socket is in the way, or (`AddrInUse`) somebody
+/// serves this socket.
 pub fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
-    use std::os::unix::fs::FileTypeExt;
-
     if let Ok(metadata) = std::fs::symlink_metadata(path)
         && !metadata.file_type().is_socket()
     {
@@ -25,6 +38,12 @@ pub fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(directory)?;
     let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the socket has no name"))?;
+    // Held to the end, so that two threads of this process do not pass the question below together.
+    let mut locks = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Entry::Vacant(free) = locks.entry(directory.canonicalize()?.join(name)) {
+        free.insert(lock(path)?);
+    }
+    refuse_if_served(path)?;
     let made = directory.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     let _ = std::fs::remove_file(&made);
     let listener = UnixListener::bind(&made)?;
@@ -37,6 +56,45 @@ pub fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Takes the lock that goes with the socket at `path`.
+fn lock(path: &Path) -> io::Result<File> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    // Never through a link, which somebody else may have put there.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let opened =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(&name);
+    let file = opened.map_err(|error| {
+        let message = format!("the lock {} cannot be opened: {error}", Path::new(&name).display());
+        io::Error::new(error.kind(), message)
+    })?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(in_use(path)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Asks whether anything answers at `path`. Only a clear no is taken for one.
+fn refuse_if_served(path: &Path) -> io::Result<()> {
+    // Not blocking: a process that is alive and takes no connections must not hold this one up.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(()),
+        Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS) => Err(in_use(path)),
+        Err(error) => {
+            let message = format!("it cannot be told whether another process serves {}: {error}", path.display());
+            Err(io::Error::new(io::ErrorKind::AddrInUse, message))
+        }
+    }
+}
+
+fn in_use(path: &Path) -> io::Error {
+    let message = format!("another process serves this socket, {}; give each its own path", path.display());
+    io::Error::new(io::ErrorKind::AddrInUse, message)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,9 +103,9 @@ mod tests {
     async fn a_socket_left_behind_is_replaced_and_a_file_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sub/agent.sock");
-        let first = bind_unix(&path, 0o600).unwrap();
+        drop(bind_unix(&path, 0o600).unwrap());
+        assert!(path.exists(), "it is left behind");
         let _second = bind_unix(&path, 0o660).unwrap();
-        drop(first);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         tokio::net::UnixStream::connect(&path).await.unwrap();
 
@@ -55,5 +113,30 @@ mod tests {
         std::fs::write(&file, "precious").unwrap();
         assert!(bind_unix(&file, 0o600).unwrap_err().to_string().contains("not a socket"));
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_somebody_serves_is_never_taken_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        // One that knows nothing of the lock.
+        let first = UnixListener::bind(&path).unwrap();
+        let error = bind_unix(&path, 0o600).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().contains("another process serves this socket"), "{error}");
+        tokio::net::UnixStream::connect(&path).await.unwrap();
+        first.accept().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_path_whose_lock_another_process_holds_is_refused_although_nothing_answers_yet() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        // A lock belongs to the open file, so this one is not ours.
+        let lock = File::create(directory.path().join("agent.sock.lock")).unwrap();
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert_eq!(bind_unix(&path, 0o600).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(lock);
+        bind_unix(&path, 0o600).unwrap();
     }
 }

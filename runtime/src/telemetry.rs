@@ -1,9 +1,12 @@
 //! Logs and metrics of the process.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
+
+use crate::Lifecycle;
 
 /// The environment variable that filters the log (`info`, `countersign_proxy=debug`).
 pub const LOG_VARIABLE: &str = "COUNTERSIGN_LOG";
@@ -41,6 +44,9 @@ pub fn log() -> Result<(), TelemetryError> {
     Ok(())
 }
 
+/// How often recorded samples are folded into their buckets; a process that nobody scrapes would gather them for ever.
+const UPKEEP: Duration = Duration::from_secs(5);
+
 /// Starts the recording of metrics; the handle renders them in Prometheus's text form.
 ///
 /// # Errors
@@ -48,4 +54,14 @@ pub fn log() -> Result<(), TelemetryError> {
 pub fn metrics() -> Result<PrometheusHandle, TelemetryError> {
     let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?;
     Ok(builder.install_recorder()?)
+}
+
+/// Folds the samples of histograms into their buckets until the process stops.
+pub async fn upkeep(metrics: PrometheusHandle, lifecycle: Lifecycle) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP) => metrics.run_upkeep(),
+            () = lifecycle.stopping() => return,
+        }
+    }
 }

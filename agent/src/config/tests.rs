@@ -88,7 +88,7 @@ fn addresses_are_host_and_port_or_a_unix_socket() {
 #[test]
 fn problems_of_the_secrets_file_are_named_in_the_same_run() {
     let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("secrets.yaml"), "directory: run\nfiles: []\n").unwrap();
+    std::fs::write(directory.path().join("secrets.yaml"), "directory: run\nfiles: none\n").unwrap();
     std::fs::write(
         directory.path().join("sidecar.yaml"),
         "identity: { workload_api: tcp://x }\nsecrets: secrets.yaml\n",
@@ -100,5 +100,27 @@ fn problems_of_the_secrets_file_are_named_in_the_same_run() {
         .unwrap_err()
         .to_string();
     assert!(problems.contains("sidecar.yaml:1: identity.workload_api"), "{problems}");
-    assert!(problems.contains("secrets.yaml:1: directory: run must be an absolute path"), "{problems}");
+    assert!(problems.contains("secrets.yaml:2: files: "), "{problems}");
+}
+
+#[test]
+fn what_the_agent_does_not_take_up_by_itself_is_a_difference_and_a_new_bundle_is_none() {
+    let (one, other) = (bundle_file(), bundle_file());
+    let text = |bundle: &tempfile::NamedTempFile, rest: &str| {
+        let bundle = bundle.path().display();
+        format!("identity:\n  authority: ca:8443\n  bundle: {bundle}\n  attest: {{ join_token_file: /token }}\n{rest}")
+    };
+    let before = read(&text(&one, "")).unwrap();
+    assert!(!before.differs(&read(&text(&one, "")).unwrap()));
+    assert!(before.differs(&read(&text(&one, "  socket: /run/other.sock\n")).unwrap()));
+    assert!(before.differs(&read(&text(&one, "  state: /var/lib/agent\n")).unwrap()));
+    assert!(before.differs(&read(&text(&other, "")).unwrap()), "another file");
+    assert!(before.differs(&read("identity: { workload_api: \"unix:///x\" }").unwrap()));
+    std::fs::copy(other.path(), one.path()).unwrap();
+    assert!(!before.differs(&read(&text(&one, "")).unwrap()), "the same file, with another bundle");
+
+    let secrets = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secrets.path(), "directory: /dev/shm/x\nfiles: []\n").unwrap();
+    let with = text(&one, &format!("secrets: {}\n", secrets.path().display()));
+    assert!(before.differs(&read(&with).unwrap()));
 }

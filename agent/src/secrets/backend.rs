@@ -23,6 +23,7 @@ pub(crate) use vault::{builder, explain};
 /// The backends of one `secrets.yaml`; clones share them.
 #[derive(Clone)]
 pub(crate) struct Backends {
+    files: file::Files,
     vault: Option<Arc<Vault>>,
 }
 
@@ -72,7 +73,7 @@ impl Backends {
     /// The clients that `config` asks for.
     pub(crate) fn new(config: &SecretsConfig) -> Result<Self, VaultError> {
         let vault = config.vault.clone().map(Vault::new).transpose()?;
-        Ok(Self { vault: vault.map(Arc::new) })
+        Ok(Self { files: file::Files::default(), vault: vault.map(Arc::new) })
     }
 
     /// What is under `reference`; `None` where it is still the version `known`.
@@ -82,7 +83,8 @@ impl Backends {
         known: Option<&str>,
     ) -> Result<Option<Fetched>, FetchError> {
         match (reference, &self.vault) {
-            (Reference::File(path), _) => file::fetch(path, known).await,
+            (Reference::Computed(reference), _) => Box::pin(self.fetch(reference.reference(), known)).await,
+            (Reference::File(path), _) => self.files.fetch(path, known).await,
             (Reference::Vault { mount, path }, Some(vault)) => vault.fetch(mount, path, known).await,
             (Reference::Vault { .. }, None) => Err(FetchError::Invalid("there is no vault under backends".into())),
         }
@@ -91,6 +93,7 @@ impl Backends {
     /// The file whose change may mend a failure to fetch `reference`: the value itself, or the token.
     pub(crate) fn mending_file<'a>(&'a self, reference: &'a Reference) -> Option<&'a Path> {
         match (reference, &self.vault) {
+            (Reference::Computed(reference), _) => self.mending_file(reference.reference()),
             (Reference::File(path), _) => Some(path),
             (Reference::Vault { .. }, Some(vault)) => Some(vault.token_file()),
             (Reference::Vault { .. }, None) => None,

@@ -11,6 +11,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use super::notify::OnChange;
+use super::publish::{INDEX, is_file_name};
 use super::reference::Reference;
 use super::template::Template;
 use crate::config::transpose;
@@ -235,11 +236,10 @@ fn read_file(table: &Table<'_>, backends: Option<&Backends>) -> Option<FileSpec>
 
 fn file_name(value: &Value<'_>) -> Option<String> {
     let name = value.string()?;
-    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    if !plain || name.len() > 128 || name.starts_with("..") || name == "." || name == super::publish::INDEX {
+    if !is_file_name(name) {
         return value.problem(format!(
             "{name:?} must be a plain file name of letters, digits, '.', '_' and '-', not beginning with '..', and not {}",
-            super::publish::INDEX
+            INDEX
         ));
     }
     Some(name.to_owned())

@@ -23,8 +23,12 @@ pub(crate) struct Update {
 pub(crate) async fn poll(backends: Backends, reference: Reference, refresh: Duration, updates: mpsc::Sender<Update>) {
     let mut known: Option<String> = None;
     let mut backoff = Backoff::new(FIRST_WAIT, refresh.max(LONGEST_WAIT));
-    let watched = matches!(reference, Reference::File(_)).then(|| backends.mending_file(&reference)).flatten();
-    let mut changes = Changes::new(watched.map(ToOwned::to_owned));
+    // A new token, or the file itself, may mend a failure at once; the file is the value besides.
+    let mending = backends.mending_file(&reference).map(ToOwned::to_owned);
+    let is_value = reference.is_file();
+    let mut changes = Changes::unseen(mending);
+    // Before the first fetch, so that a change after it is seen; a file system that hangs is not waited for.
+    let _ = tokio::time::timeout(LOOK_TIMEOUT, changes.look()).await;
     loop {
         let outcome = backends.fetch(&reference, known.as_deref()).await;
         let failed = outcome.as_ref().err().map(|error| match error {
@@ -42,19 +46,16 @@ pub(crate) async fn poll(backends: Backends, reference: Reference, refresh: Dura
         match failed {
             None => tokio::select! {
                 () = tokio::time::sleep(jittered(refresh)) => {}
-                () = changes.next() => {}
+                () = changes.next(), if is_value => {}
             },
-            // A new token, or the file itself, may mend it at once.
-            Some(wait) => {
-                let mut mended = Changes::new(backends.mending_file(&reference).map(ToOwned::to_owned));
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    () = mended.next() => backoff.reset(),
-                }
-            }
+            Some(wait) => tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = changes.next() => backoff.reset(),
+            },
         }
     }
 }
 
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);

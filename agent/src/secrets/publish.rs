@@ -8,17 +8,22 @@
 //! ```
 //!
 //! Invariants: the directory is on tmpfs, so that no value reaches a disk; a reader sees one whole generation or
-//! another; after any failure the last generation is in force. tmpfs never waits for a device, so this blocks nobody.
+//! another; after any failure the last generation is in force; whatever else somebody puts into the directory is
+//! neither followed nor written to, because every path begins at a directory that is held open. tmpfs never waits for a
+//! device, so this blocks nobody.
 
 mod directory;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawMode};
+use rustix::fs::{fchmod, mkdirat, openat, readlinkat, renameat, symlinkat, unlinkat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -27,16 +32,22 @@ use crate::clock;
 /// Publishes into one directory; only one process does so at a time.
 pub(crate) struct Publisher {
     directory: PathBuf,
+    /// The directory, held open and locked: it keeps other agents out.
+    root: OwnedFd,
     generation: u64,
-    /// Name of the generation in force.
-    current: Option<String>,
-    /// The one before, for readers in flight, and since when.
-    previous: Option<(String, Instant)>,
+    /// The generation in force.
+    current: Option<Generation>,
+    /// The ones before, for readers in flight, and since when each is not in force.
+    previous: VecDeque<(String, Instant)>,
     files: Files,
     /// Files whose change has not been acknowledged, across restarts.
     unacknowledged: BTreeSet<String>,
-    /// Keeps other agents out.
-    _lock: File,
+}
+
+/// One generation, held open so that nothing can take its place.
+struct Generation {
+    name: String,
+    directory: OwnedFd,
 }
 
 /// The files of a set, by name.
@@ -108,23 +119,30 @@ impl Publisher {
     /// # Errors
     /// Nothing has changed then.
     pub(crate) fn publish(&mut self, files: Files, changed: BTreeSet<String>) -> Result<u64, PublishError> {
+        self.refuse_another_directory()?;
         let generation = self.generation + 1;
         let name = format!("{GENERATION}{generation}-{:08x}", rand::random::<u32>());
-        let made = self.make(&name, generation, &files, &changed).and_then(|()| {
+        let made = self.make(&name, generation, &files, &changed).and_then(|made| {
             self.link_names(files.keys())?;
-            self.swap(&name)
+            self.swap(&name)?;
+            Ok(made)
         });
-        if let Err(error) = made {
-            let _ = fs::remove_dir_all(self.directory.join(&name));
-            return Err(error);
-        }
+        let made = match made {
+            Ok(made) => made,
+            Err(error) => {
+                directory::remove(&self.root, &name);
+                return Err(error);
+            }
+        };
         self.generation = generation;
         self.files = files;
         self.unacknowledged = changed;
-        if let Some((previous, _)) = self.previous.take() {
-            self.remove(&previous);
+        if let Some(before) = self.current.replace(made) {
+            self.previous.push_back((before.name, Instant::now()));
         }
-        self.previous = self.current.replace(name).map(|previous| (previous, Instant::now()));
+        while self.previous.len() > MAX_PREVIOUS {
+            self.remove_oldest();
+        }
         self.unlink_names();
         Ok(generation)
     }
@@ -146,10 +164,9 @@ impl Publisher {
 
     /// Whether a file called `name` can be published: nothing that is not ours stands there.
     pub(crate) fn is_free(&self, name: &str) -> bool {
-        let path = self.directory.join(name);
-        match fs::symlink_metadata(&path) {
-            Ok(_) => fs::read_link(&path).is_ok_and(|target| target == Path::new(DATA).join(name)),
-            Err(_) => true,
+        match readlinkat(&self.root, name, Vec::new()) {
+            Ok(target) => target.as_bytes() == link(name).as_bytes(),
+            Err(error) => error == Errno::NOENT,
         }
     }
 
@@ -165,25 +182,44 @@ impl Publisher {
             && let Some(current) = &self.current
         {
             // Should this fail, the app is told once more after a restart, which does no harm.
-            let _ = File::create(self.directory.join(current).join(ACKNOWLEDGED));
+            let _ = openat(&current.directory, ACKNOWLEDGED, MAKE, Mode::from_raw_mode(0o444));
         }
     }
 
-    /// Removes the generation before, once no reader can be on its way to it.
+    /// Removes the generations before, once no reader can be on its way to them.
     pub(crate) fn tidy(&mut self) {
-        if let Some((previous, _)) = self.previous.take_if(|(_, since)| since.elapsed() >= IN_FLIGHT) {
-            self.remove(&previous);
+        while self.previous.front().is_some_and(|(_, since)| since.elapsed() >= IN_FLIGHT) {
+            self.remove_oldest();
         }
     }
 
-    fn make(&self, name: &str, generation: u64, files: &Files, changed: &BTreeSet<String>) -> Result<(), PublishError> {
-        let directory = self.directory.join(name);
-        let failed = |source| PublishError::File { path: directory.clone(), attempted: "made", source };
-        DirBuilder::new().mode(0o755).create(&directory).map_err(failed)?;
-        // The umask may have taken bits away that the app needs.
-        fs::set_permissions(&directory, Permissions::from_mode(0o755)).map_err(failed)?;
+    fn remove_oldest(&mut self) {
+        if let Some((oldest, _)) = self.previous.pop_front() {
+            directory::remove(&self.root, &oldest);
+        }
+    }
+
+    fn make(
+        &self,
+        name: &str,
+        generation: u64,
+        files: &Files,
+        changed: &BTreeSet<String>,
+    ) -> Result<Generation, PublishError> {
+        let failed = |source| PublishError::File { path: self.directory.join(name), attempted: "made", source };
+        let directory = || {
+            mkdirat(&self.root, name, Mode::from_raw_mode(0o755))?;
+            let directory = openat(&self.root, name, directory::DIRECTORY, Mode::empty())?;
+            if !directory::is_ours(&directory, FileType::Directory) {
+                return Err(io::Error::other("somebody else has taken its place"));
+            }
+            // The umask may have taken bits away that the app needs.
+            fchmod(&directory, Mode::from_raw_mode(0o755))?;
+            Ok(directory)
+        };
+        let made = Generation { name: name.to_owned(), directory: directory().map_err(failed)? };
         for (name, file) in files {
-            write(&directory.join(name), &file.bytes, file.mode)?;
+            self.write(&made, name, &file.bytes, file.mode)?;
         }
         let index = Index {
             generation,
@@ -195,7 +231,20 @@ impl Publisher {
             changed: changed.clone(),
         };
         let text = serde_json::to_vec_pretty(&index).map_err(|error| failed(error.into()))?;
-        write(&directory.join(INDEX), &text, 0o444)
+        self.write(&made, INDEX, &text, 0o444)?;
+        Ok(made)
+    }
+
+    fn write(&self, generation: &Generation, name: &str, bytes: &[u8], mode: u32) -> Result<(), PublishError> {
+        let written = || {
+            let file = openat(&generation.directory, name, MAKE, Mode::from_raw_mode(0o600))?;
+            let mut file = File::from(file);
+            file.write_all(bytes)?;
+            fchmod(&file, Mode::from_raw_mode(RawMode::from(mode)))?;
+            Ok(())
+        };
+        let path = || self.directory.join(&generation.name).join(name);
+        written().map_err(|source| PublishError::File { path: path(), attempted: "written", source })
     }
 
     /// Makes the links that the app opens. They lead nowhere before the swap, and appear with it.
@@ -205,11 +254,9 @@ impl Publisher {
             if !self.is_free(name) {
                 return Err(PublishError::InTheWay(path));
             }
-            match symlink(Path::new(DATA).join(name), &path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(PublishError::File { path, attempted: "linked", source: error });
-                }
-                _ => {}
+            match symlinkat(link(name), &self.root, name) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(PublishError::File { path, attempted: "linked", source: error.into() }),
             }
         }
         Ok(())
@@ -217,30 +264,23 @@ impl Publisher {
 
     /// Moves `..data` to the generation `name`: the one step that readers see.
     fn swap(&self, name: &str) -> Result<(), PublishError> {
-        let (made, data) = (self.directory.join(DATA_MADE), self.directory.join(DATA));
-        let _ = fs::remove_file(&made);
-        symlink(name, &made).and_then(|()| fs::rename(&made, &data)).map_err(|source| {
-            let _ = fs::remove_file(&made);
-            PublishError::File { path: data, attempted: "swapped", source }
+        let _ = unlinkat(&self.root, DATA_MADE, AtFlags::empty());
+        let swapped =
+            symlinkat(name, &self.root, DATA_MADE).and_then(|()| renameat(&self.root, DATA_MADE, &self.root, DATA));
+        swapped.map_err(|error| {
+            let _ = unlinkat(&self.root, DATA_MADE, AtFlags::empty());
+            PublishError::File { path: self.directory.join(DATA), attempted: "swapped", source: error.into() }
         })
     }
 
     /// Removes the links of files that are not published any more; they lead nowhere since the swap.
     fn unlink_names(&self) {
-        let Ok(entries) = fs::read_dir(&self.directory) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let ours = fs::read_link(entry.path()).is_ok_and(|target| target == Path::new(DATA).join(&name));
+        for name in directory::names(&self.root).unwrap_or_default() {
+            let target = readlinkat(&self.root, &name, Vec::new());
+            let ours = target.is_ok_and(|target| target.as_bytes() == link(&name).as_bytes());
             if ours && name != INDEX && !self.files.contains_key(&name) {
-                let _ = fs::remove_file(entry.path());
+                let _ = unlinkat(&self.root, &name, AtFlags::empty());
             }
-        }
-    }
-
-    fn remove(&self, generation: &str) {
-        let path = self.directory.join(generation);
-        if let Err(error) = fs::remove_dir_all(&path) {
-            tracing::warn!(%error, path = %path.display(), "an old generation of secrets cannot be removed");
         }
     }
 }
@@ -259,13 +299,15 @@ impl PublishError {
     }
 }
 
-fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PublishError> {
-    let written = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(bytes)?;
-        file.set_permissions(Permissions::from_mode(mode))
-    };
-    written().map_err(|source| PublishError::File { path: path.to_owned(), attempted: "written", source })
+/// Whether a published file may have this name: nothing that leads elsewhere, and none of our own.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    plain && (1..=128).contains(&name.len()) && !name.starts_with("..") && name != "." && name != INDEX
+}
+
+/// Where the link that the app opens leads.
+fn link(name: &str) -> String {
+    format!("{DATA}/{name}")
 }
 
 /// The file that tells what is in force.
@@ -274,5 +316,13 @@ const GENERATION: &str = "..gen-";
 const DATA: &str = "..data";
 const DATA_MADE: &str = "..data.made";
 const ACKNOWLEDGED: &str = "..acknowledged";
+/// How a file is made that was not there before.
+const MAKE: OFlags =
+    OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// More generations than these are not kept, however fast they follow.
+const MAX_PREVIOUS: usize = 8;
 /// How long a reader may take from `..data` to the files.
 const IN_FLIGHT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

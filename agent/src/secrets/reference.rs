@@ -10,6 +10,25 @@ pub(crate) enum Reference {
     Vault { mount: String, path: String },
     /// A file.
     File(PathBuf),
+    /// One that a template made up while it was rendered.
+    Computed(Computed),
+}
+
+/// A reference whose text may be made of values, and is shown to nobody.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Computed(Box<Reference>);
+
+impl Computed {
+    /// What to ask for.
+    pub(crate) fn reference(&self) -> &Reference {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Computed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Computed")
+    }
 }
 
 impl Reference {
@@ -37,11 +56,28 @@ impl Reference {
     }
 }
 
+impl Reference {
+    /// Whether it is a file of the backend `file`.
+    pub(crate) fn is_file(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            Self::Vault { .. } => false,
+            Self::Computed(Computed(reference)) => reference.is_file(),
+        }
+    }
+
+    /// The same, shown to nobody.
+    pub(crate) fn computed(self) -> Self {
+        Self::Computed(Computed(Box::new(self)))
+    }
+}
+
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Vault { mount, path } => write!(f, "vault {mount}/{path}"),
             Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Computed(_) => f.write_str("a reference computed from a value"),
         }
     }
 }

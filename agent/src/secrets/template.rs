@@ -1,7 +1,8 @@
 //! Templates: Jinja with `vault('mount/path').key` and `file('path')`, bounded in time and in size.
 //!
 //! A reference that has no value yet does not fail the template: it is remembered as asked for, and the result is
-//! dropped. Invariant: an error names places in the template and references, and never a value.
+//! dropped. Invariant: an error names places in the template and what is written there, and never a value: a path or a
+//! key that was computed may be one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -56,7 +57,7 @@ type SharedNotes = Arc<Mutex<Notes>>;
 impl Template {
     /// Compiles a template.
     pub(crate) fn new(text: &str, file_directory: Option<PathBuf>) -> Result<Self, TemplateError> {
-        let environment = environment(Arc::default(), SharedNotes::default(), None);
+        let environment = environment(Arc::default(), SharedNotes::default(), None, "".into());
         // The text of a syntax error quotes the template, which holds no value.
         environment.template_from_str(text).map_err(|error| TemplateError {
             line: error.line().unwrap_or(1),
@@ -67,7 +68,7 @@ impl Template {
 
     /// Names that the template uses and nobody knows, in order.
     pub(crate) fn unknown_names(&self) -> Vec<String> {
-        let environment = environment(Arc::default(), SharedNotes::default(), None);
+        let environment = environment(Arc::default(), SharedNotes::default(), None, "".into());
         let Ok(template) = environment.template_from_str(&self.text) else { return Vec::new() };
         let known: BTreeSet<&str> = environment.globals().map(|(name, _)| name).collect();
         let mut unknown: Vec<_> = template.undeclared_variables(false).into_iter().collect();
@@ -99,7 +100,7 @@ impl Template {
     }
 
     fn run(&self, values: Arc<Values>, notes: &SharedNotes) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let environment = environment(values, Arc::clone(notes), self.file_directory.clone());
+        let environment = environment(values, Arc::clone(notes), self.file_directory.clone(), Arc::clone(&self.text));
         let template = environment.template_from_str(&self.text)?;
         let mut text = Bounded(Zeroizing::new(Vec::with_capacity(MAX_VALUE)));
         match template.render_captured_to((), &mut text) {
@@ -114,7 +115,12 @@ impl Template {
     }
 }
 
-fn environment(values: Arc<Values>, notes: SharedNotes, file_directory: Option<PathBuf>) -> Environment<'static> {
+fn environment(
+    values: Arc<Values>,
+    notes: SharedNotes,
+    file_directory: Option<PathBuf>,
+    source: Arc<str>,
+) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
@@ -131,18 +137,31 @@ fn environment(values: Arc<Values>, notes: SharedNotes, file_directory: Option<P
         String::from_utf8(bytes)
             .map_err(|_| invalid("b64decode: the value is not text; publish it with `decode: base64`"))
     });
-    let (vault_values, vault_notes) = (Arc::clone(&values), Arc::clone(&notes));
+    let (vault_values, vault_notes, vault_source) = (Arc::clone(&values), Arc::clone(&notes), Arc::clone(&source));
     environment.add_function("vault", move |path: String| {
-        let reference = Reference::vault(&path).map_err(|reason| wrong(&vault_notes, format!("{path:?} {reason}")))?;
-        let fields = ask(&vault_values, &vault_notes, &reference);
-        Ok::<_, Error>(Value::from_object(Secret { reference, fetched: fields, notes: Arc::clone(&vault_notes) }))
+        let literal = is_literal(&vault_source, &path);
+        let reference =
+            Reference::vault(&path).map_err(|reason| wrong(&vault_notes, refused(&path, literal, reason)))?;
+        let reference = if literal { reference } else { reference.computed() };
+        let fetched = ask(&vault_values, &vault_notes, &reference);
+        let (notes, source) = (Arc::clone(&vault_notes), Arc::clone(&vault_source));
+        Ok::<_, Error>(Value::from_object(Secret { reference, fetched, notes, source }))
     });
     environment.add_function("file", move |path: String| {
-        let reference = Reference::file(&path).map_err(|reason| wrong(&notes, format!("{path:?} {reason}")))?;
-        let reference = match (reference, &file_directory) {
-            (Reference::File(path), Some(directory)) => Reference::File(directory.join(path)),
+        let literal = is_literal(&source, &path);
+        let refuse = |reason| wrong(&notes, refused(&path, literal, reason));
+        let reference = match (Reference::file(&path).map_err(refuse)?, &file_directory) {
+            (Reference::File(path), Some(directory)) => {
+                let path = directory.join(path);
+                if !literal && !path.starts_with(directory) {
+                    return Err(refuse(OUTSIDE));
+                }
+                Reference::File(path)
+            }
+            _ if !literal => return Err(refuse(OUTSIDE)),
             (reference, _) => reference,
         };
+        let reference = if literal { reference } else { reference.computed() };
         match ask(&values, &notes, &reference).as_deref().map(|fetched| &fetched.content) {
             Some(Content::Bytes(bytes)) => match std::str::from_utf8(bytes) {
                 Ok(text) => Ok(Value::from(text)),
@@ -152,6 +171,15 @@ fn environment(values: Arc<Values>, notes: SharedNotes, file_directory: Option<P
         }
     });
     environment
+}
+
+/// Whether `text` stands in the template `source` as it is, so that showing it tells nothing that is not written there.
+fn is_literal(source: &str, text: &str) -> bool {
+    ["'", "\""].iter().any(|quote| source.contains(&format!("{quote}{text}{quote}")))
+}
+
+fn refused(path: &str, literal: bool, reason: &str) -> String {
+    if literal { format!("{path:?} {reason}") } else { format!("a path computed from a value {reason}") }
 }
 
 /// Notes down that `reference` is needed; what it has, if it is there yet.
@@ -187,6 +215,8 @@ struct Secret {
     /// None where the value is not there yet; every field is then empty text.
     fetched: Option<Arc<Fetched>>,
     notes: SharedNotes,
+    /// The template's text.
+    source: Arc<str>,
 }
 
 impl Object for Secret {
@@ -198,7 +228,9 @@ impl Object for Secret {
             Content::Bytes(_) => None,
         };
         let Some(field) = field else {
-            lock(&self.notes).wrong.push(format!("{} has no key {key:?}", self.reference));
+            let literal = is_literal(&self.source, key) || self.source.contains(&format!(".{key}"));
+            let key = if literal { format!("key {key:?}") } else { "key of a name computed from a value".to_owned() };
+            lock(&self.notes).wrong.push(format!("{} has no {key}", self.reference));
             return None;
         };
         if field.json {
@@ -243,6 +275,8 @@ impl Write for Bounded {
     }
 }
 
+/// Values must not choose what of this machine is read.
+const OUTSIDE: &str = "must be below backends.file.directory";
 /// Instructions of one rendering; about a tenth of a second.
 const FUEL: u64 = 1_000_000;
 

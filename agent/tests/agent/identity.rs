@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Identity, Svid};
+use countersign_identity::{Identity, Role, Svid, TrustDomain, verify_peer};
+use rustls_pki_types::UnixTime;
 
 use crate::support::authority::{Authority, WORKLOAD, bundle, free_address, issuer};
 use crate::support::{Running, eventually};
@@ -229,4 +230,109 @@ async fn an_agent_on_the_authoritys_host_attests_over_its_unix_socket() {
     let running = Running::start(&sidecar.replace(&token, "unix: {}"));
     running.ready().await;
     assert_eq!(authority.book(|book| book.attested.clone()), ["unix"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_bundle_file_ends_trust_in_the_old_authority_at_once() {
+    let mut old = Authority::start();
+    let directory = tempfile::tempdir().unwrap();
+    let sidecar = format!("{}  state: {}/state\n", old.sidecar(directory.path()), directory.path().display());
+    let running = Running::start(&sidecar);
+    let before = svid(&running).await;
+    // The old one has spoken since, so that the agent keeps what it said.
+    let (one, other) = (old.book(|book| Arc::clone(&book.issuer)), issuer("example.org"));
+    old.snapshot.send_modify(|snapshot| {
+        snapshot.generation = 2;
+        snapshot.bundles = vec![bundle("example.org", &[&one, &other]), bundle("partner.org", &[&other])];
+    });
+    let kept = directory.path().join("state/bundle.pem");
+    eventually("what it said is kept", || kept.exists().then_some(())).await;
+
+    let mut new = Authority::absent(&old.address);
+    let vouched = new.book(|book| book.issuer.der().to_vec());
+    std::fs::write(directory.path().join("bundle.pem"), new.book(|book| book.issuer.pem())).unwrap();
+    let only_the_new = || {
+        let identity = identity(&running)?;
+        let own = identity.bundles.of(&TrustDomain::new("example.org").unwrap())?;
+        let trusted: Vec<_> = own.certificates().map(|certificate| certificate.to_vec()).collect();
+        let partner = identity.bundles.of(&TrustDomain::new("partner.org").unwrap()).is_some();
+        (trusted == [vouched.clone()] && !partner).then_some(())
+    };
+    eventually("workloads trust the new authority only", only_the_new).await;
+    assert!(!kept.exists(), "what the old one said is forgotten");
+    // The old one is there still, and goes on speaking: nobody listens.
+    old.snapshot.send_modify(|snapshot| {
+        snapshot.generation = 3;
+        snapshot.policy_yaml = "version: 3\n".into();
+    });
+    let said = old.book(|book| book.attested.len());
+    eventually("the agent has turned away", || {
+        (running.agent.policy().unwrap().borrow().is_some() && only_the_new().is_some()).then_some(())
+    })
+    .await;
+    old.die();
+    assert!(!old.book(|book| book.acknowledged.contains(&3)), "a snapshot of the old one was put in force");
+    assert_eq!(old.book(|book| book.attested.len()), said, "the agent attested to the old one again");
+    new.revive();
+    let after = another_svid(&running, &before).await;
+    let bundles = identity(&running).unwrap().bundles.clone();
+    verify_peer(&bundles, after.chain(), Role::Client, UnixTime::now()).unwrap();
+    only_the_new().unwrap();
+    running.stop().await;
+    Running::start(&sidecar).ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_registration_was_renamed_recovers_with_a_new_token_running_or_restarted() {
+    const RENAMED: &str = "spiffe://example.org/ns/shop/sa/shop-web";
+    const AGAIN: &str = "spiffe://example.org/ns/shop/sa/web-2";
+    let mut authority = Authority::start();
+    let directory = tempfile::tempdir().unwrap();
+    let sidecar = format!("{}  state: {}/state\n", authority.sidecar(directory.path()), directory.path().display());
+    let running = Running::start(&sidecar);
+    running.ready().await;
+    let rename = |authority: &mut Authority, from: &str, to: &str, token: &str| {
+        authority.die();
+        authority.book(|book| {
+            book.gone.insert(from.to_owned());
+            book.workload = to.to_owned();
+            book.tokens = [token.to_owned()].into();
+        });
+        authority.revive();
+    };
+    let becomes = async |running: &Running, id: &str| {
+        eventually(id, || identity(running).filter(|identity| identity.svid.id().to_string() == id)).await;
+    };
+    rename(&mut authority, WORKLOAD, RENAMED, "t1");
+    eventually("the refused token", || {
+        authority.book(|book| book.attested.ends_with(&["enrolled", "token"])).then_some(())
+    })
+    .await;
+    std::fs::write(directory.path().join("token"), "t1").unwrap();
+    becomes(&running, RENAMED).await;
+    running.stop().await;
+    rename(&mut authority, RENAMED, AGAIN, "t2");
+    std::fs::write(directory.path().join("token"), "t2").unwrap();
+    let running = Running::start(&sidecar);
+    becomes(&running, AGAIN).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_token_is_tried_although_the_key_is_known_and_the_same_one_is_not_shown_twice() {
+    const OTHER: &str = "spiffe://example.org/ns/shop/sa/other";
+    let authority = Authority::start();
+    let directory = tempfile::tempdir().unwrap();
+    let running = Running::start(&authority.sidecar(directory.path()));
+    running.ready().await;
+    // Touched: the key is evidence enough, and a token shown twice would look like theft.
+    std::fs::write(directory.path().join("token"), "t0ken\n").unwrap();
+    eventually("it attests again", || authority.book(|book| (book.attested.len() == 2).then_some(()))).await;
+    assert_eq!(authority.book(|book| book.attested.clone()), ["token", "enrolled"]);
+    authority.book(|book| {
+        book.workload = OTHER.to_owned();
+        book.tokens.insert("t1".into());
+    });
+    std::fs::write(directory.path().join("token"), "t1").unwrap();
+    eventually("the new identity", || identity(&running).filter(|identity| identity.svid.id().to_string() == OTHER))
+        .await;
 }

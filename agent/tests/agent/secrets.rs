@@ -49,13 +49,11 @@ async fn a_reader_never_sees_files_of_two_generations() {
         let mut seen = BTreeSet::new();
         while !reader_stop.load(Ordering::Relaxed) {
             let generation = std::fs::canonicalize(&data).expect("there is always a generation");
-            let user = std::fs::read_to_string(generation.join("user"));
-            let env = std::fs::read_to_string(generation.join("app.env"));
-            // Only a reader that slept through two swaps finds nothing.
-            if let (Ok(user), Ok(env)) = (user, env) {
-                assert_eq!(env, format!("USER={user}\n"));
-                seen.insert(user);
-            }
+            // However many generations follow: this one stays for those that are on their way to it.
+            let user = std::fs::read_to_string(generation.join("user")).expect("it is there");
+            let env = std::fs::read_to_string(generation.join("app.env")).expect("it is there");
+            assert_eq!(env, format!("USER={user}\n"));
+            seen.insert(user);
         }
         seen.len()
     });
@@ -66,10 +64,6 @@ async fn a_reader_never_sees_files_of_two_generations() {
     }
     stop.store(true, Ordering::Relaxed);
     assert!(reader.join().unwrap() >= 6);
-    // What is in force, and at most the one before.
-    let generations = std::fs::read_dir(directory.published()).unwrap().flatten();
-    let generations = generations.filter(|entry| entry.file_name().to_string_lossy().starts_with("..gen-")).count();
-    assert!(generations <= 2, "{generations}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use countersign_identity::SpiffeId;
 
-use super::Method;
+use super::{Method, not_evicted};
 use crate::audit::{Event, Record};
 use crate::connection::{Connection, LocalProcess, Source};
 use crate::refusal::Refusal;
@@ -11,17 +11,19 @@ use crate::service::Service;
 use crate::store::{StoreError, agents, audit};
 use crate::{clock, telemetry};
 
-/// Binds the caller's connection to the one registration that matches its process.
+/// Binds the caller's connection to the one registration that matches its process now, whatever it was bound to before.
 pub(super) async fn attest(service: &Service, connection: &Connection) -> Result<SpiffeId, Refusal> {
     let Source::Local(process) = &connection.source else { return Err(Refusal::NotLocal) };
     let id = matching(service, process)?;
-    if connection.local_identity() == Some(&id) {
+    if connection.local_identity().as_ref() == Some(&id) {
+        super::standing(service, connection).await?;
         return Ok(id);
     }
     if !service.limits.local.take(connection.source.origin()) {
         return Err(Refusal::TooOften("attestations by this user"));
     }
     let mut write = service.store.write().await?;
+    not_evicted(agents::standing(&mut *write, &connection.key).await?)?;
     agents::bind(&mut write, &connection.key, &id, Method::Unix, clock::now()).await?;
     let record = Record {
         reason: Some(Method::Unix.name()),
@@ -30,9 +32,7 @@ pub(super) async fn attest(service: &Service, connection: &Connection) -> Result
     };
     audit::append(&mut write, &record).await?;
     write.commit().await.map_err(StoreError::from)?;
-    if !connection.bind(id.clone()) {
-        return Err(Refusal::Protocol("this connection is bound to another identity already; dial again"));
-    }
+    connection.bind(id.clone());
     telemetry::attested(Method::Unix);
     tracing::info!(%id, key = %connection.key, source = %connection.source, "an agent was attested by its process");
     Ok(id)
@@ -43,7 +43,7 @@ fn matching(service: &Service, process: &LocalProcess) -> Result<SpiffeId, Refus
     let registrations = service.registrations.borrow();
     let mut ids = registrations.iter().filter(|registration| matches(&registration.attest, process)).map(|r| &r.id);
     match (ids.next(), ids.next()) {
-        (None, _) => Err(Refusal::NoRegistration(process.to_string())),
+        (None, _) => Err(Refusal::NoRegistration { id: None, shown: process.to_string() }),
         (Some(id), None) => Ok(id.clone()),
         (Some(first), Some(second)) => {
             let ids: Vec<&str> = [first, second].into_iter().chain(ids).map(SpiffeId::path).collect();

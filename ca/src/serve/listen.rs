@@ -6,17 +6,23 @@ use std::time::Duration;
 
 use countersign_runtime::Lifecycle;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::own_svid::Current;
-use crate::connection::{self, Socket, Source, Stream};
+use crate::connection::{self, Place, Places, Socket, Source, Stream};
 use crate::telemetry;
 
 /// Connections over the network at once.
 const NETWORK: usize = 16 * 1024;
 
+/// Of these, from one address. Behind it may be a whole host of agents (a gateway, a bridge).
+const PER_ADDRESS: usize = 256;
+
 /// Connections on the local socket at once. A bound of its own: a flood from the network leaves the host served.
 const LOCAL: usize = 1024;
+
+/// Of these, by one user.
+const PER_USER: usize = 64;
 
 /// How long to wait when no connection can be accepted (out of descriptors).
 const PAUSE: Duration = Duration::from_millis(100);
@@ -28,10 +34,10 @@ pub(super) enum Listener {
 }
 
 impl Listener {
-    fn limit(&self) -> usize {
+    fn places(&self) -> Places {
         match self {
-            Self::Network(_) => NETWORK,
-            Self::Local(_) => LOCAL,
+            Self::Network(_) => Places::new(NETWORK, PER_ADDRESS),
+            Self::Local(_) => Places::new(LOCAL, PER_USER),
         }
     }
 
@@ -71,11 +77,11 @@ impl Listeners {
 
     /// Accepts connections until the authority drains.
     pub(super) async fn accept(self, listener: Listener) {
-        let permits = Arc::new(Semaphore::new(listener.limit()));
+        let places = listener.places();
         loop {
             let next = async {
                 // Whoever comes when all places are taken waits in the kernel's queue until one leaves.
-                let permit = Arc::clone(&permits).acquire_owned().await.map_err(io::Error::other)?;
+                let permit = places.free().await.map_err(io::Error::other)?;
                 let (socket, source) = listener.accept().await?;
                 Ok::<_, io::Error>((socket, source, permit))
             };
@@ -84,9 +90,15 @@ impl Listeners {
                 () = self.lifecycle.draining() => return,
             };
             match accepted {
-                Ok((socket, source, permit)) => {
-                    self.lifecycle.spawn(self.clone().handshake(socket, source, permit));
-                }
+                Ok((socket, source, permit)) => match places.take(source.origin(), permit) {
+                    Some(place) => {
+                        self.lifecycle.spawn(self.clone().handshake(socket, source, place));
+                    }
+                    None => {
+                        telemetry::handshake_failed("too_many");
+                        tracing::debug!(%source, "a connection was closed: its origin has as many as it may");
+                    }
+                },
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted");
                     tokio::time::sleep(PAUSE).await;
@@ -95,11 +107,11 @@ impl Listeners {
         }
     }
 
-    async fn handshake(self, socket: Box<dyn Socket>, source: Source, permit: OwnedSemaphorePermit) {
+    async fn handshake(self, socket: Box<dyn Socket>, source: Source, place: Place) {
         let config = Arc::clone(&self.tls.borrow().config);
         let from = source.to_string();
         let result = tokio::select! {
-            result = connection::accept(socket, source, config, permit) => result,
+            result = connection::accept(socket, source, config, place) => result,
             () = self.lifecycle.draining() => return,
         };
         match result {

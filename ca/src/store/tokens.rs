@@ -25,6 +25,8 @@ pub(crate) struct Presented {
     pub(crate) used: i64,
     /// Whether this key is one of them.
     pub(crate) by_this_key: bool,
+    /// Whether its registration ended, or a key that used it was evicted.
+    pub(crate) revoked: bool,
 }
 
 /// Adds a token.
@@ -56,7 +58,7 @@ pub(crate) async fn presented(
     key: &Thumbprint,
 ) -> Result<Option<Presented>, StoreError> {
     let row = sqlx::query(
-        "SELECT spiffe_id, expires_at, uses,
+        "SELECT spiffe_id, expires_at, uses, revoked_at IS NOT NULL AS revoked,
                 (SELECT count(*) FROM join_token_uses u WHERE u.digest = t.digest) AS used,
                 EXISTS (SELECT 1 FROM join_token_uses u WHERE u.digest = t.digest AND u.thumbprint = ?2) AS by_this_key
          FROM join_tokens t WHERE digest = ?1",
@@ -66,15 +68,13 @@ pub(crate) async fn presented(
     .fetch_optional(&mut **write)
     .await?;
     let Some(row) = row else { return Ok(None) };
-    let id: String = row.try_get("spiffe_id")?;
-    let id =
-        SpiffeId::new(id).map_err(|error| StoreError::Corrupt { what: "join token", reason: error.to_string() })?;
     Ok(Some(Presented {
-        id,
+        id: super::spiffe_id("join token", row.try_get("spiffe_id")?)?,
         expires_at: row.try_get("expires_at")?,
         uses: row.try_get("uses")?,
         used: row.try_get("used")?,
         by_this_key: row.try_get("by_this_key")?,
+        revoked: row.try_get("revoked")?,
     }))
 }
 
@@ -92,4 +92,27 @@ pub(crate) async fn spend(
         .execute(&mut **write)
         .await?;
     Ok(())
+}
+
+/// Revokes every token for `id`, and says how many there were.
+pub(crate) async fn revoke(write: &mut Transaction, id: &SpiffeId, now: i64) -> Result<u64, StoreError> {
+    let revoked = sqlx::query("UPDATE join_tokens SET revoked_at = ? WHERE spiffe_id = ? AND revoked_at IS NULL")
+        .bind(now)
+        .bind(id.to_string())
+        .execute(&mut **write)
+        .await?;
+    Ok(revoked.rows_affected())
+}
+
+/// Revokes every token that a key has used: whoever has that key has the token too, and it may have uses left.
+pub(crate) async fn revoke_used_by(write: &mut Transaction, thumbprint: &str, now: i64) -> Result<u64, StoreError> {
+    let revoked = sqlx::query(
+        "UPDATE join_tokens SET revoked_at = ? WHERE revoked_at IS NULL
+         AND digest IN (SELECT digest FROM join_token_uses WHERE thumbprint = ?)",
+    )
+    .bind(now)
+    .bind(thumbprint)
+    .execute(&mut **write)
+    .await?;
+    Ok(revoked.rows_affected())
 }

@@ -151,29 +151,43 @@ async fn one_key_cannot_have_certificates_without_end() {
 }
 
 #[tokio::test]
-async fn a_flood_of_refusals_is_cut_off_and_does_not_fill_the_audit() {
+async fn a_flood_of_refusals_is_answered_as_ever_and_one_row_of_the_audit_says_how_many_there_were() {
     let home = Home::new().await;
     let authority = home.start().await;
+    let series = "countersign_ca_refusals_suppressed_total{reason=\"token_unknown\"}";
+    let before = metric(series).unwrap_or(0.0);
     let mut session = Agent::new(&home).dial(&authority).await;
-    let mut codes = Vec::new();
     for _ in 0..200 {
-        codes.push(session.attest_token("cst_guess").await.unwrap_err().code());
+        assert_eq!(session.attest_token("cst_guess").await.unwrap_err().code(), Code::Unauthenticated);
     }
-    assert_eq!(codes.first(), Some(&Code::Unauthenticated));
-    assert_eq!(codes.last(), Some(&Code::ResourceExhausted));
     let rows = home.refused("token_unknown").await;
     assert!((30..40).contains(&rows), "{rows}");
+    assert!(metric(series).unwrap() >= before + 160.0);
     authority.stop().await;
+    let audit = home.audit().await;
+    let summaries: Vec<_> = audit.iter().filter(|entry| entry.event == "refusals_suppressed").collect();
+    assert_eq!(summaries.len(), 1);
+    assert_eq!(summaries[0].detail, Some(format!("{} refusals", 200 - rows)));
+    assert_eq!(summaries[0].source, "127.0.0.1");
 }
 
 #[tokio::test]
-async fn one_agent_that_is_refused_without_end_does_not_keep_its_neighbours_from_renewing() {
+async fn behind_a_flooding_address_a_stolen_token_is_still_audited_and_an_agent_still_told_to_attest() {
     let home = Home::new().await;
     let authority = home.start().await;
     let mut good = Agent::new(&home).dial(&authority).await;
-    good.attest_token(&home.token("shop/web", 1).await).await.unwrap();
+    let token = home.token("shop/web", 1).await;
+    good.attest_token(&token).await.unwrap();
     let mut bad = Agent::new(&home).dial(&authority).await;
-    while bad.attest_token("cst_wrong").await.unwrap_err().code() != Code::ResourceExhausted {}
+    for _ in 0..100 {
+        bad.attest_token("cst_wrong").await.unwrap_err();
+    }
+    bad.attest_token(&token).await.unwrap_err();
+    assert_eq!(home.refused("token_reused_by_another_key").await, 1);
+
+    let mut forgotten = Agent::new(&home).dial(&authority).await;
+    assert_eq!(forgotten.attest_enrolled().await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(forgotten.issue().await.unwrap_err().code(), Code::Unauthenticated);
     good.issue().await.unwrap();
     good.attest_enrolled().await.unwrap();
     authority.stop().await;

@@ -21,15 +21,15 @@ async fn database(home: &Home) -> SqliteConnection {
 async fn a_wrong_key_encryption_key_is_a_clear_error_and_leaves_the_store_alone() {
     let home = Home::new().await;
     let store = std::fs::read(home.path("authority.db")).unwrap();
-    let key = std::fs::read_to_string(home.path("key")).unwrap();
-    std::fs::write(home.path("key"), "00".repeat(32)).unwrap();
+    let key = std::fs::read_to_string(home.path("authority.key")).unwrap();
+    std::fs::write(home.path("authority.key"), "00".repeat(32)).unwrap();
     let Err(error) = home.try_start().await else { panic!("it started") };
     let message = error.to_string();
     assert!(message.contains("is not the one that sealed it"), "{message}");
     assert!(message.contains("key"), "{message}");
     assert!(std::fs::read(home.path("authority.db")).unwrap() == store, "the store is as it was");
 
-    std::fs::write(home.path("key"), key).unwrap();
+    std::fs::write(home.path("authority.key"), key).unwrap();
     home.start().await.stop().await;
 }
 
@@ -37,7 +37,7 @@ async fn a_wrong_key_encryption_key_is_a_clear_error_and_leaves_the_store_alone(
 async fn a_key_file_that_others_may_read_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let home = Home::new().await;
-    std::fs::set_permissions(home.path("key"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::set_permissions(home.path("authority.key"), std::fs::Permissions::from_mode(0o644)).unwrap();
     let Err(RunError::Key(KeyError::Exposed { .. })) = home.try_start().await else { panic!("it is read") };
 }
 
@@ -117,6 +117,51 @@ async fn the_audit_cannot_be_changed_and_a_change_behind_its_back_is_found() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_is_not_of_a_sealed_key_is_never_trusted() {
+    let home = Home::new().await;
+    let other = Home::new().await;
+    let mut database = database(&home).await;
+    let mut foreign: SqliteConnection = self::database(&other).await;
+    let (certificate, sealed): (Vec<u8>, Vec<u8>) =
+        sqlx::query_as("SELECT certificate, sealed_key FROM signing_keys").fetch_one(&mut foreign).await.unwrap();
+
+    // Another authority's key, which this key-encryption key does not open.
+    let insert = "INSERT INTO signing_keys VALUES ('0', 'prepared', ?, ?, 0)";
+    sqlx::query(insert).bind(&certificate).bind(&sealed).execute(&mut database).await.unwrap();
+    let message = home.try_start().await.err().unwrap().to_string();
+    assert!(message.contains("does not open signing key 0"), "{message}");
+
+    // Retired, it is not trusted, and does no harm.
+    sqlx::query("UPDATE signing_keys SET state = 'retired' WHERE id = '0'").execute(&mut database).await.unwrap();
+    home.start().await.stop().await;
+
+    // The right key, under a foreign certificate.
+    let swap = "UPDATE signing_keys SET certificate = ? WHERE state = 'active'";
+    sqlx::query(swap).bind(&certificate).execute(&mut database).await.unwrap();
+    let message = home.try_start().await.err().unwrap().to_string();
+    assert!(message.contains("it is not of signing key"), "{message}");
+}
+
+#[tokio::test]
+async fn a_store_of_another_version_is_left_alone_by_whatever_only_looks_at_it() {
+    let home = Home::new().await;
+    let mut database = database(&home).await;
+    sqlx::query("UPDATE _sqlx_migrations SET checksum = x'00'").execute(&mut database).await.unwrap();
+    let message = countersign_ca::status(&home.config).await.unwrap_err().to_string();
+    assert!(message.contains("of another version") && message.contains("countersign ca run"), "{message}");
+
+    std::fs::create_dir(home.path("empty")).unwrap();
+    std::fs::write(home.path("empty/authority.db"), "").unwrap();
+    let config = countersign_ca::Config { directory: home.path("empty"), ..home.config.clone() };
+    let message = audit::read(&config, 0, 1).await.unwrap_err().to_string();
+    assert!(message.contains("of another version"), "{message}");
+    let options = SqliteConnectOptions::new().filename(home.path("empty/authority.db"));
+    let mut looked_at = SqliteConnection::connect_with(&options).await.unwrap();
+    let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema").fetch_one(&mut looked_at).await.unwrap();
+    assert_eq!(tables, 0);
+}
+
+#[tokio::test]
 async fn two_authorities_do_not_share_a_directory() {
     let home = Home::new().await;
     let authority = home.start().await;
@@ -130,7 +175,7 @@ async fn two_authorities_do_not_share_a_directory() {
 #[tokio::test]
 async fn init_overwrites_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    for name in ["key", "authority.db", "bundle.pem", "ca.yaml", "workloads.yaml", "policy.yaml"] {
+    for name in ["authority.key", "authority.db", "bundle.pem", "ca.yaml", "workloads.yaml", "policy.yaml"] {
         let at = directory.path().join(name.replace('.', "-"));
         std::fs::create_dir(&at).unwrap();
         std::fs::write(at.join(name), "precious").unwrap();
@@ -148,7 +193,7 @@ async fn an_init_that_was_killed_can_be_run_again() {
     let options = Init::new(&at, trust_domain());
     // Killed before everything was made: what is there is thrown away.
     std::fs::create_dir_all(at.join(".init")).unwrap();
-    std::fs::write(at.join(".init/key"), "half").unwrap();
+    std::fs::write(at.join(".init/authority.key"), "half").unwrap();
     let made = init(&options).await.unwrap();
     assert!(!at.join(".init").exists());
 
@@ -180,7 +225,7 @@ async fn what_init_makes_is_private_right_and_runs() {
 
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&at), 0o700);
-    assert!(!at.join("key").exists(), "one was given");
+    assert!(!at.join("authority.key").exists(), "one was given");
     let config = countersign_ca::Config::load(&made.config).unwrap();
     assert_eq!(config.key, KeySource::File(key.canonicalize().unwrap()));
     assert_eq!((config.dns.len(), config.listen), (2, options.listen));
@@ -188,12 +233,30 @@ async fn what_init_makes_is_private_right_and_runs() {
 
     let second = directory.path().join("second");
     init(&Init::new(&second, trust_domain())).await.unwrap();
-    assert_eq!(mode(&second.join("key")), 0o600);
+    assert_eq!(mode(&second.join("authority.key")), 0o600);
     assert_eq!(mode(&second.join("authority.db")), 0o600);
     options.directory = directory.path().join("third");
     options.dns = vec!["Not A Name".into()];
     assert!(matches!(init(&options).await, Err(InitError::Dns(_))));
     assert!(!options.directory.exists());
+}
+
+#[tokio::test]
+async fn the_examples_that_init_writes_are_right_once_uncommented() {
+    let home = Home::new().await;
+    let made = home.directory.path().join("made");
+    init(&Init::new(&made, trust_domain())).await.unwrap();
+    let example = |name: &str| -> String {
+        let text = std::fs::read_to_string(made.join(name)).unwrap();
+        let lines = text.lines().filter_map(|line| line.strip_prefix("# "));
+        let example = lines.filter(|line| line.starts_with("  ") || (line.ends_with(':') && !line.contains(' ')));
+        example.map(|line| format!("{line}\n")).collect()
+    };
+    let workloads = countersign_ca::Registrations::parse("w", &example("workloads.yaml"), &trust_domain()).unwrap();
+    assert_eq!(workloads.len(), 2);
+    let policy = format!("version: 1\ntrust_domain: example.org\n{}", example("policy.yaml"));
+    countersign_policy::Policy::parse("p", &policy).unwrap();
+    assert!(std::fs::read_to_string(made.join("ca.yaml")).unwrap().contains("key: { file: authority.key }"));
 }
 
 #[tokio::test]

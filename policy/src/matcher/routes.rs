@@ -66,16 +66,21 @@ impl Table {
 
     /// Lowers each of `firsts` to the first rule here that matches, if that is earlier.
     pub(super) fn collect(&self, action: &Action<'_>, firsts: &mut Firsts) {
-        for (routes, first) in [
-            (&self.deny, &mut firsts.deny),
-            (&self.deny_in_audit, &mut firsts.deny_in_audit),
-            (&self.allow, &mut firsts.allow),
-            (&self.allow_in_audit, &mut firsts.allow_in_audit),
-        ] {
-            if let Some(routes) = routes {
-                routes.collect(action, first);
-            }
-        }
+        self.collect_denials(action, firsts);
+        collect(&self.allow, action, &mut firsts.allow);
+        collect(&self.allow_in_audit, action, &mut firsts.allow_in_audit);
+    }
+
+    /// As [`Table::collect`], of the rules that deny alone.
+    pub(super) fn collect_denials(&self, action: &Action<'_>, firsts: &mut Firsts) {
+        collect(&self.deny, action, &mut firsts.deny);
+        collect(&self.deny_in_audit, action, &mut firsts.deny_in_audit);
+    }
+}
+
+fn collect(routes: &Option<Box<Routes>>, action: &Action<'_>, first: &mut Option<u32>) {
+    if let Some(routes) = routes {
+        routes.collect(action, first);
     }
 }
 

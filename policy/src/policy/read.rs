@@ -80,7 +80,7 @@ fn rules(value: &Value<'_>, mut reader: RuleReader<'_>) -> Option<Vec<Rule>> {
     let mut size = 0_usize;
     for item in &items {
         let Some(table) = item.table() else { continue };
-        let Some(rule) = reader.rule(&table) else { continue };
+        let Some(rule) = reader.rule(&table, rules.len()) else { continue };
         size = size.saturating_add(rule_size(&rule));
         if size > MAX_SIZE {
             return table
@@ -110,7 +110,7 @@ struct RuleReader<'a> {
 }
 
 impl RuleReader<'_> {
-    fn rule(&mut self, table: &Table<'_>) -> Option<Rule> {
+    fn rule(&mut self, table: &Table<'_>, index: usize) -> Option<Rule> {
         let name = table.required("name").and_then(|value| self.name(&value));
         let from = table.required("from").and_then(|value| self.identities(&value));
         let to = table.required("to").and_then(|value| self.identities(&value));
@@ -121,6 +121,7 @@ impl RuleReader<'_> {
         Some(Rule {
             name: name?,
             line: table.line(),
+            index,
             effect,
             mode: mode?,
             from: from?,

@@ -10,6 +10,8 @@ use countersign_config::{Table, Value};
 pub struct Limits {
     /// Connections that a listener serves at once; one more is closed.
     pub connections: usize,
+    /// Requests that an inbound listener forwards at once; one more is answered 503.
+    pub requests: usize,
     /// HTTP/2 streams at once on one connection.
     pub streams: u32,
     /// Header fields of a message.
@@ -32,6 +34,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            requests: 4_000,
             streams: 250,
             headers: 100,
             header_bytes: 64 << 10,
@@ -45,10 +48,21 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Handshakes at once on an inbound listener: they cost a stranger nothing, so they get a part of the connections.
+    pub(crate) fn handshakes(&self) -> usize {
+        (self.connections / 8).max(64)
+    }
+
+    /// How many of `all` one peer of an inbound listener may have.
+    pub(crate) fn share(all: usize) -> usize {
+        all.div_ceil(4)
+    }
+
     pub(super) fn read(value: &Value<'_>) -> Option<Self> {
         let table = value.table()?;
         let normal = Self::default();
         let connections = number(&table, "connections", 1..=1_000_000, normal.connections as u64);
+        let requests = number(&table, "requests", 1..=1_000_000, normal.requests as u64);
         let streams = number(&table, "streams", 1..=100_000, u64::from(normal.streams));
         let headers = number(&table, "headers", 8..=256, normal.headers as u64);
         let header_bytes = number(&table, "header_bytes", 8192..=1 << 20, u64::from(normal.header_bytes));
@@ -59,6 +73,7 @@ impl Limits {
         let idle = duration(&table, "idle", normal.idle);
         Some(Self {
             connections: usize::try_from(connections?).ok()?,
+            requests: usize::try_from(requests?).ok()?,
             streams: u32::try_from(streams?).ok()?,
             headers: usize::try_from(headers?).ok()?,
             header_bytes: u32::try_from(header_bytes?).ok()?,

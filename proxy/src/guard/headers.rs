@@ -8,7 +8,7 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use countersign_identity::{Peer, SpiffeId};
-use http::header::{CONNECTION, TE};
+use http::header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// For a request, before it is forwarded in either direction: takes away the headers of this hop, identities that the
@@ -42,6 +42,11 @@ pub fn sanitize_trailers(trailers: &mut HeaderMap) {
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         remove_named_by_connection(headers);
+    }
+    // The encoding decided where the message ended (RFC 9112, section 6.3); the length, which may say otherwise, would
+    // be what is left for the next hop.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
     }
     remove(headers, |name| HOP_BY_HOP.iter().any(|hop| alike(name, hop)));
 }

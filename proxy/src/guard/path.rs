@@ -74,11 +74,11 @@ fn octet(rest: &[u8]) -> Option<(u8, &[u8])> {
 }
 
 /// Dot segments and empty ones. Servlet containers cut `;parameters` off a segment before they look at it, so
-/// `/..;/` is `/../` to them.
+/// `/..;/` is `/../` to them; `/..%3B/` is too, to whoever decodes first.
 fn segments(path: &str) -> Result<(), Ambiguous> {
     let mut segments = path.split('/').skip(1).peekable();
     while let Some(segment) = segments.next() {
-        match segment.split_once(';').map_or(segment, |(name, _parameters)| name) {
+        match without_parameters(segment) {
             "." | ".." => return Err(Ambiguous::DotSegment),
             // A trailing slash, and no more than that.
             "" if segment.is_empty() && segments.peek().is_none() => {}
@@ -87,6 +87,13 @@ fn segments(path: &str) -> Result<(), Ambiguous> {
         }
     }
     Ok(())
+}
+
+fn without_parameters(segment: &str) -> &str {
+    let begins = |at: &usize| segment.get(*at..*at + 3).is_some_and(|code| code.eq_ignore_ascii_case("%3B"));
+    let encoded = segment.match_indices('%').map(|(at, _)| at).find(begins);
+    let end = segment.find(';').into_iter().chain(encoded).min();
+    end.and_then(|end| segment.get(..end)).unwrap_or(segment)
 }
 
 /// Whether `byte` may stand unencoded in a request target. Besides what is not printable these may not: `#`, which
@@ -124,6 +131,8 @@ mod tests {
             "/a?b?c",
             "/%40a",
             "/a%2Cb",
+            "/a%3Bb",
+            "/v1/models%3Adelete",
             "/%25g1",
         ] {
             assert_eq!(check(target), Ok(()), "{target}");
@@ -146,6 +155,9 @@ mod tests {
             ("/a/../b", DotSegment),
             ("/a/..;/b", DotSegment),
             ("/a/.;x=1", DotSegment),
+            ("/a/..%3B/b", DotSegment),
+            ("/a/.%3bx", DotSegment),
+            ("/%3Bx/a", EmptySegment),
             ("/a\\b", Backslash),
             ("/a b", RawByte),
             ("/a\tb", RawByte),

@@ -8,12 +8,11 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::Connection;
-use super::flight::{Cut, Flight, Ticket};
+use super::flight::{Cut, Entered, Ticket};
 use crate::exchange;
 use crate::fault::{Blame, Fault};
 use crate::guard;
-use crate::pool::Lease;
+use crate::pool::{Lease, Stream};
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -28,19 +27,26 @@ pub(crate) enum BodyError {
 
 /// A request body on its way out. It has no end of its own making: what breaks on the way in breaks on the way out.
 pub(crate) struct RequestBody {
-    /// The body and the connection that it comes from.
-    incoming: Option<(Incoming, Arc<Connection>)>,
-    flight: Arc<Flight>,
+    incoming: Option<Incoming>,
+    /// The request, which may be answered before its body has ended.
+    entered: Arc<Entered>,
+    /// What it goes over, which is in use until it has ended.
+    stream: Option<Arc<Stream>>,
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, connection: Arc<Connection>, flight: Arc<Flight>) -> Self {
-        Self { incoming: Some((incoming, connection)), flight }
+    pub(crate) fn new(incoming: Incoming, entered: Arc<Entered>) -> Self {
+        Self { incoming: Some(incoming), entered, stream: None }
     }
 
-    /// No body, for a request that is sent again.
-    pub(crate) fn empty(flight: Arc<Flight>) -> Self {
-        Self { incoming: None, flight }
+    /// No body, for the same request when it is sent again.
+    pub(crate) fn emptied(&self) -> Self {
+        Self { incoming: None, entered: Arc::clone(&self.entered), stream: None }
+    }
+
+    /// Keeps the stream that it goes over; on HTTP/1 it has the connection for itself.
+    pub(crate) fn goes_over(&mut self, stream: Option<&Arc<Stream>>) {
+        self.stream = stream.map(Arc::clone);
     }
 }
 
@@ -49,17 +55,17 @@ impl HttpBody for RequestBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(cut) = self.flight.poll_request(cx) {
+        if let Some(cut) = self.entered.flight.poll_request(cx) {
             return Poll::Ready(Some(Err(BodyError::Cut(cut))));
         }
         let this = &mut *self;
-        let Some((incoming, connection)) = &mut this.incoming else { return Poll::Ready(None) };
+        let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
         let frame = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
         let mut ended = frame.is_none() || incoming.is_end_stream();
         let frame = frame.map(|frame| {
-            frame.map_err(|error| broke(connection, error)).map(|mut frame| {
+            frame.map_err(|error| broke(&this.entered, error)).map(|mut frame| {
                 if let Some(data) = frame.data_ref() {
-                    this.flight.moved_up(data.len());
+                    this.entered.flight.moved_up(data.len());
                 }
                 if let Some(trailers) = frame.trailers_mut() {
                     guard::headers::sanitize_trailers(trailers);
@@ -69,25 +75,28 @@ impl HttpBody for RequestBody {
             })
         });
         if ended {
-            this.flight.upload_ended();
+            this.entered.flight.upload_ended();
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(|(incoming, _)| incoming.is_end_stream())
+        self.incoming.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), |(incoming, _)| incoming.size_hint())
+        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
     }
 }
 
-/// A request body that broke. If the guard broke it, that is said as for any request that it refuses; it is too late to
-/// answer so.
-fn broke(connection: &Connection, error: hyper::Error) -> BodyError {
-    if let Some(refused) = guard::refusal_of_body(&error) {
-        exchange::report(connection, &Fault::Refused(refused), None);
+/// A request body that broke, which is what the request is answered with; if it is too late for that, it is only said.
+fn broke(entered: &Entered, error: hyper::Error) -> BodyError {
+    let fault = match guard::refusal_of_body(&error) {
+        Some(refused) => Fault::Refused(refused),
+        None => Fault::BrokeOff(error.to_string()),
+    };
+    if let Some(fault) = entered.flight.upload_broke(fault) {
+        exchange::report(&entered.connection, &fault, None);
     }
     error.into()
 }

@@ -60,6 +60,8 @@ pub(crate) struct Connection {
     /// What the reviewer saw last: bytes received and sent, and for how many looks nothing had moved.
     seen: (AtomicU64, AtomicU64),
     quiet: AtomicU32,
+    /// For how many looks there was no request.
+    vacant: AtomicU32,
 }
 
 impl Connection {
@@ -83,6 +85,7 @@ impl Connection {
             flights: Mutex::new(Vec::new()),
             seen: (AtomicU64::new(0), AtomicU64::new(0)),
             quiet: AtomicU32::new(0),
+            vacant: AtomicU32::new(0),
         }
     }
 
@@ -144,8 +147,9 @@ impl Connection {
     /// A look at it, once a second: adds its bytes to the metrics. Returns for how many looks nothing has moved.
     pub(super) fn look(&self) -> u32 {
         let (received, sent) = self.traffic.so_far();
-        let new_received = received - self.seen.0.swap(received, Ordering::Relaxed);
-        let new_sent = sent - self.seen.1.swap(sent, Ordering::Relaxed);
+        // The reviewer and the end of the connection may look at once: who comes late, with less, has seen nothing new.
+        let new_received = received.saturating_sub(self.seen.0.fetch_max(received, Ordering::Relaxed));
+        let new_sent = sent.saturating_sub(self.seen.1.fetch_max(sent, Ordering::Relaxed));
         if new_received + new_sent == 0 {
             return self.quiet.fetch_add(1, Ordering::Relaxed) + 1;
         }
@@ -157,7 +161,17 @@ impl Connection {
         0
     }
 
+    /// A look at its requests, once a second: for how many looks there was none.
+    pub(super) fn look_for_requests(&self) -> u32 {
+        if self.flights.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            return self.vacant.fetch_add(1, Ordering::Relaxed) + 1;
+        }
+        self.vacant.store(0, Ordering::Relaxed);
+        0
+    }
+
     pub(super) fn add(&self, flight: Arc<Flight>) {
+        self.vacant.store(0, Ordering::Relaxed);
         self.flights.lock().unwrap_or_else(PoisonError::into_inner).push(flight);
     }
 

@@ -5,8 +5,8 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ use http::{Method, StatusCode, Uri};
 use super::connection::Connection;
 use crate::access;
 use crate::fault::{Blame, Fault, Hop};
+use crate::load::Place;
 use crate::source::Outcome;
 
 /// Why a request is ended by order.
@@ -54,6 +55,10 @@ pub(crate) struct Flight {
     seen: AtomicU64,
     quiet: AtomicU32,
     unanswered: AtomicU32,
+    /// For how many looks it has gone on after it was ended by order.
+    lingering: AtomicU32,
+    /// What broke the request body, until somebody says so.
+    spoilt: Mutex<Option<Fault>>,
 }
 
 impl Flight {
@@ -107,6 +112,23 @@ impl Flight {
         self.uploaded.store(true, Ordering::Release);
     }
 
+    /// Notes what broke the request body. The fault is handed back if the response has begun, so that it is too late to
+    /// answer so.
+    pub(crate) fn upload_broke(&self, fault: Fault) -> Option<Fault> {
+        *self.spoilt() = Some(fault);
+        // After it was noted: `answered` looks for it after it was set.
+        if self.answered.load(Ordering::SeqCst) { self.spoilt().take() } else { None }
+    }
+
+    /// What broke the request body, if that was not said yet.
+    pub(crate) fn take_fault_of_upload(&self) -> Option<Fault> {
+        self.spoilt().take()
+    }
+
+    fn spoilt(&self) -> std::sync::MutexGuard<'_, Option<Fault>> {
+        self.spoilt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Notes that it was upgraded.
     pub(crate) fn becomes_tunnel(&self) {
         self.upgraded.store(true, Ordering::Release);
@@ -132,14 +154,37 @@ impl Flight {
         }
         (unanswered, self.quiet.fetch_add(1, Ordering::Relaxed))
     }
+
+    /// A look at a request that was ended by order: for how many looks it has gone on since.
+    pub(super) fn lingers(&self) -> u32 {
+        self.lingering.fetch_add(1, Ordering::Relaxed) + 1
+    }
 }
 
-/// Holds a request in its connection, and records what became of it when dropped.
+/// The place of a request in its connection. What carries the response and what carries the request body share it: the
+/// request leaves its connection when both have ended, in whichever order.
+pub(crate) struct Entered {
+    /// The request.
+    pub(crate) flight: Arc<Flight>,
+    /// Where it came in.
+    pub(crate) connection: Arc<Connection>,
+    /// Its places among all requests, and among those of its peer.
+    places: OnceLock<[Place; 2]>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.connection.remove(&self.flight);
+    }
+}
+
+/// Keeps a request in its connection until it is answered, and records what became of it when dropped.
 pub(crate) struct Ticket {
     /// The request.
     pub(crate) flight: Arc<Flight>,
     /// Where it came in.
     pub(crate) connection: Arc<Connection>,
+    entered: Arc<Entered>,
     /// What the policy said.
     pub(crate) outcome: Option<Outcome>,
     status: Option<StatusCode>,
@@ -164,16 +209,32 @@ impl Ticket {
             seen: AtomicU64::new(0),
             quiet: AtomicU32::new(0),
             unanswered: AtomicU32::new(0),
+            lingering: AtomicU32::new(0),
+            spoilt: Mutex::new(None),
         });
         connection.add(Arc::clone(&flight));
-        Self { flight, connection: Arc::clone(connection), outcome: None, status: None, blame: None }
+        let connection = Arc::clone(connection);
+        let (flight_of, connection_of) = (Arc::clone(&flight), Arc::clone(&connection));
+        let entered = Arc::new(Entered { flight: flight_of, connection: connection_of, places: OnceLock::new() });
+        Self { flight, connection, entered, outcome: None, status: None, blame: None }
+    }
+
+    /// The place of the request in its connection, for what carries its body.
+    pub(crate) fn entered(&self) -> Arc<Entered> {
+        Arc::clone(&self.entered)
+    }
+
+    /// Has it hold its places among the requests under way, which it is until both its bodies have ended.
+    pub(crate) fn hold(&self, places: [Place; 2]) {
+        // It is admitted once; a second time it would hold the first ones still.
+        let _ = self.entered.places.set(places);
     }
 
     /// Notes that the response has begun, and whose fault it is if it is one of ours.
     pub(crate) fn answered(&mut self, status: StatusCode, blame: Option<Blame>) {
         self.status = Some(status);
         self.blame = blame;
-        self.flight.answered.store(true, Ordering::Release);
+        self.flight.answered.store(true, Ordering::SeqCst);
         self.connection.listener.metrics.first_byte.record(self.flight.started.elapsed());
     }
 
@@ -206,7 +267,6 @@ impl Cut {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.connection.remove(&self.flight);
         // Dropped before there was an answer: the caller went away.
         let (status, blame) = match self.status {
             Some(status) => (status.as_u16(), self.blame),

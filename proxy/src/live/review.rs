@@ -135,7 +135,18 @@ fn look_at_requests(connection: &Connection, limits: &Limits, now: UnixTime) {
         connection.listener.metrics.ended("expired");
         connection.finish();
     }
+    // Bytes may go on without any request: an HTTP/2 client can ping for ever.
+    let vacant = connection.listener.is_inbound() && connection.look_for_requests() >= looks_of(limits.idle);
+    if vacant && !connection.is_ending() {
+        connection.listener.metrics.ended("idle");
+        connection.finish();
+    }
+    let mut stuck = false;
     connection.each_flight(|flight| {
+        if flight.reason().is_some() {
+            stuck |= flight.lingers() >= PATIENCE;
+            return;
+        }
         let (unanswered, quiet) = flight.look();
         if unanswered >= looks_of(limits.first_byte) {
             flight.cut(Cut::FirstByte);
@@ -143,6 +154,12 @@ fn look_at_requests(connection: &Connection, limits: &Limits, now: UnixTime) {
             flight.cut(Cut::Idle);
         }
     });
+    if stuck {
+        tracing::info!(listener = %connection.listener.name, remote = %connection.remote,
+            "closed a connection: a request on it was ended, but its other end does not take notice");
+        connection.listener.metrics.ended("stuck");
+        connection.close();
+    }
 }
 
 fn looks_of(limit: Duration) -> u32 {
@@ -158,6 +175,10 @@ async fn breathe(index: usize) {
 
 /// How often what depends on the time is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// For how many looks a request may go on after it was ended by order. An end waits in line behind bytes that the caller
+/// does not read, and hyper has no way to end one request past them; so its connection is closed.
+const PATIENCE: u32 = 2;
 
 /// After how many looks the metrics are tidied up.
 const UPKEEP: u32 = 5;

@@ -1,7 +1,9 @@
 //! One connection to the next hop, and the lease that a response holds on it.
 
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::Identity;
@@ -20,7 +22,8 @@ use crate::live::{Entry, Flight, Traffic};
 /// A connection that can take a request.
 pub(super) enum Link {
     Http1(Http1),
-    Http2(Http2),
+    /// With a stream of it that is kept for the request.
+    Http2(Http2, Arc<Stream>),
 }
 
 /// An HTTP/1 connection: one request at a time.
@@ -38,9 +41,22 @@ pub(super) struct Http1 {
 pub(super) struct Http2 {
     pub(super) sender: http2::SendRequest<RequestBody>,
     pub(super) proof: Option<Proof>,
-    /// Requests under way on it.
-    pub(super) streams: Arc<AtomicUsize>,
+    carrier: Arc<Carrier>,
 }
+
+/// What all streams of an HTTP/2 connection share.
+struct Carrier {
+    /// hyper runs the streams to their end when every sender is gone, and with it the task that we know of. So each
+    /// stream keeps the connection in the registry.
+    _entry: Arc<Entry>,
+    /// Streams under way, or kept for a request.
+    streams: AtomicUsize,
+    /// How many the peer allows at once, as far as it has said so.
+    allowed: Box<dyn Fn() -> usize + Send + Sync>,
+}
+
+/// One stream of an HTTP/2 connection, until its request and its response have both ended.
+pub(crate) struct Stream(Arc<Carrier>);
 
 /// What a connection to another workload was made with.
 #[derive(Clone)]
@@ -72,7 +88,7 @@ enum Held {
         flight: Arc<Flight>,
     },
     Http2 {
-        streams: Arc<AtomicUsize>,
+        _stream: Arc<Stream>,
     },
     /// The connection is used for nothing else.
     Alone {
@@ -87,7 +103,7 @@ impl Link {
     pub(super) fn silence(&self) -> Silence {
         match self {
             Self::Http1(link) => Silence(Some((Arc::clone(&link.traffic), link.traffic.so_far().0))),
-            Self::Http2(_) => Silence(None),
+            Self::Http2(..) => Silence(None),
         }
     }
 }
@@ -103,9 +119,38 @@ impl Silence {
 }
 
 impl Http2 {
-    /// Whether it takes one more stream.
+    /// Whether it takes one more stream. The first is taken whatever the peer allows, or a connection to one that allows
+    /// none for now would serve nobody.
     pub(super) fn is_free(&self) -> bool {
-        !self.sender.is_closed() && self.streams.load(Ordering::Relaxed) < STREAMS
+        let streams = self.carrier.streams.load(Ordering::Relaxed);
+        !self.sender.is_closed() && (streams == 0 || (streams < STREAMS && streams < (self.carrier.allowed)()))
+    }
+
+    /// Whether it is in use, but takes no further stream now.
+    pub(super) fn is_full(&self) -> bool {
+        !self.sender.is_closed() && !self.is_free()
+    }
+
+    /// Whether no stream is under way on it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.carrier.streams.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether `link` is this connection.
+    pub(super) fn carries(&self, link: &Link) -> bool {
+        matches!(link, Link::Http2(link, _) if Arc::ptr_eq(&link.carrier, &self.carrier))
+    }
+
+    /// Keeps one of its streams for a request.
+    pub(super) fn stream(&self) -> Arc<Stream> {
+        self.carrier.streams.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Stream(Arc::clone(&self.carrier)))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -114,8 +159,8 @@ impl Lease {
         Self(Held::Http1 { pool: Arc::clone(pool), link, flight: Arc::clone(flight) })
     }
 
-    pub(super) fn http2(link: &Http2) -> Self {
-        Self(Held::Http2 { streams: Arc::clone(&link.streams) })
+    pub(super) fn http2(stream: Arc<Stream>) -> Self {
+        Self(Held::Http2 { _stream: stream })
     }
 
     pub(super) fn alone(entry: Arc<Entry>) -> Self {
@@ -145,14 +190,6 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Held::Http2 { streams } = &self.0 {
-            streams.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
 /// Speaks HTTP/1 on a new connection, and runs it until it ends.
 pub(super) async fn handshake_http1<T>(
     pool: &Arc<Pool>,
@@ -174,7 +211,7 @@ where
     Ok(Http1 { sender, proof, traffic, patience: IDLE_HTTP1 })
 }
 
-/// Speaks HTTP/2 on a new connection, and runs it until it ends. The link counts one stream, for whom it is opened.
+/// Speaks HTTP/2 on a new connection, and runs it until it ends. A stream is kept for whom it is opened.
 pub(super) async fn handshake_http2<T>(
     pool: &Arc<Pool>,
     io: T,
@@ -187,18 +224,31 @@ where
     let mut builder = http2::Builder::new(Executor(pool.lifecycle.clone()));
     builder
         .timer(TokioTimer::new())
+        // Until the peer has said how many it allows, for it might refuse the others.
+        .initial_max_send_streams(1)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(pool.listener.limits.header_bytes)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);
     let (sender, connection) = builder.handshake(TokioIo::new(io)).await.map_err(|error| pool.broke(&error))?;
+    // Nobody but the connection knows what the peer allows; it says so without a wake that we could wait for.
+    let connection = Arc::new(Mutex::new(connection));
+    let asked = Arc::downgrade(&connection);
+    let allowed = Box::new(move || {
+        let asked = asked.upgrade();
+        asked.map_or(0, |asked| asked.lock().unwrap_or_else(PoisonError::into_inner).current_max_send_streams())
+    });
+    let carrier = Arc::new(Carrier { _entry: Arc::clone(&entry), streams: AtomicUsize::new(0), allowed });
     pool.lifecycle.spawn(async move {
-        if let Some(Err(error)) = entry.connection.unless_closed(connection).await {
+        let run = poll_fn(|cx| Pin::new(&mut *connection.lock().unwrap_or_else(PoisonError::into_inner)).poll(cx));
+        if let Some(Err(error)) = entry.connection.unless_closed(run).await {
             tracing::debug!(listener = %entry.connection.listener.name, %error, "an upstream connection broke");
         }
     });
-    Ok(Link::Http2(Http2 { sender, proof, streams: Arc::new(AtomicUsize::new(1)) }))
+    let link = Http2 { sender, proof, carrier };
+    let stream = link.stream();
+    Ok(Link::Http2(link, stream))
 }
 
 /// Runs hyper's tasks as part of the life of the process.

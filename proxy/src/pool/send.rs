@@ -1,15 +1,16 @@
 //! Sends a request over a connection of the pool.
 //!
-//! A pooled connection may have died while it waited. A request of which nothing was sent goes over another one; one
-//! that was sent, and not answered, does so only if it is safe (RFC 9110, section 9.2.1) and has no body. Nothing is
-//! sent again once a byte of the response was seen.
+//! A pooled connection may have died while it waited. A request of which nothing was sent goes over another one, and
+//! once more if that was a new one; one that was sent, and not answered, does so only if it is safe (RFC 9110, section
+//! 9.2.1) and has no body. Nothing is sent again once a byte of the response was seen.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{HOST, HeaderName};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderName, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 
@@ -27,22 +28,27 @@ impl Pool {
         flight: &Arc<Flight>,
     ) -> Result<Answered, Fault> {
         let mut request = request;
+        let mut last = false;
         loop {
             let (link, reused) = self.link().await?;
-            let spare = if reused { spare(&request, flight) } else { None };
+            let spare = if reused { spare(&request) } else { None };
             let silence = link.silence();
             let mut failed = match self.send_over(link, request, flight).await {
                 Ok(answered) => return Ok(answered),
                 Err(failed) => failed,
             };
-            // Each turn uses up a pooled connection, and the first that is not pooled ends the loop.
+            // Each turn uses up a pooled connection, and the second that is not pooled ends the loop.
             request = match (failed.take_message(), spare) {
-                (Some(unsent), _) if reused => unsent,
+                (Some(_), _) if last => return Err(self.unsent(failed.error())),
+                (Some(unsent), _) => {
+                    last = !reused;
+                    unsent
+                }
                 (None, Some(spare)) if silence.held() => spare,
                 _ => return Err(self.broke(failed.error())),
             };
             tracing::debug!(listener = %self.listener.name, error = %failed.error(),
-                "a pooled connection was dead; sending the request over another");
+                "a connection was dead; sending the request over another");
         }
     }
 
@@ -52,10 +58,21 @@ impl Pool {
         request: Request<RequestBody>,
         flight: &Arc<Flight>,
     ) -> Result<Answered, Fault> {
-        let (link, entry) = self.open_alone().await?;
-        let sent = self.send_over(Link::Http1(link), request, flight).await;
-        let (response, _) = sent.map_err(|failed| self.broke(failed.error()))?;
-        Ok((response, Lease::alone(entry)))
+        let mut request = request;
+        let mut last = false;
+        loop {
+            let (link, entry) = self.open_alone().await?;
+            let mut failed = match self.send_over(Link::Http1(link), request, flight).await {
+                Ok((response, _)) => return Ok((response, Lease::alone(entry))),
+                Err(failed) => failed,
+            };
+            request = match failed.take_message() {
+                Some(unsent) if !last => unsent,
+                Some(_) => return Err(self.unsent(failed.error())),
+                None => return Err(self.broke(failed.error())),
+            };
+            last = true;
+        }
     }
 
     async fn send_over(
@@ -66,14 +83,16 @@ impl Pool {
     ) -> Result<Answered, TrySendError<Request<RequestBody>>> {
         match link {
             Link::Http1(mut link) => {
+                request.body_mut().goes_over(None);
                 self.shape_for_http1(&mut request);
                 let response = link.sender.try_send_request(request).await?;
                 link.patience = patience(&response);
                 Ok((response, Lease::http1(self, link, flight)))
             }
-            Link::Http2(mut link) => {
+            Link::Http2(mut link, stream) => {
+                request.body_mut().goes_over(Some(&stream));
                 // Before the request is sent: dropped with this future, it gives the stream back.
-                let lease = Lease::http2(&link);
+                let lease = Lease::http2(stream);
                 self.shape_for_http2(&mut request);
                 let response = link.sender.try_send_request(request).await?;
                 Ok((response, lease))
@@ -81,7 +100,7 @@ impl Pool {
         }
     }
 
-    /// The target in origin form, and the authority in `Host`.
+    /// The target in origin form, the authority in `Host`, and the end of the body and the cookies as HTTP/1 has them.
     fn shape_for_http1(&self, request: &mut Request<RequestBody>) {
         *request.version_mut() = Version::HTTP_11;
         if !request.headers().contains_key(HOST) {
@@ -95,12 +114,21 @@ impl Pool {
         {
             *request.uri_mut() = Uri::from(target.clone());
         }
+        // A body of unknown length is no body to hyper where the method is not known to have one, such as GET.
+        let body = request.body();
+        let unknown = !body.is_end_stream() && body.size_hint().exact().is_none();
+        if unknown && !request.headers().contains_key(CONTENT_LENGTH) {
+            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        join_cookies(request.headers_mut());
     }
 
     /// The target in absolute form, and no `Host`.
     fn shape_for_http2(&self, request: &mut Request<RequestBody>) {
         *request.version_mut() = Version::HTTP_2;
         let scheme = if matches!(self.target, Target::App { .. }) { Scheme::HTTP } else { Scheme::HTTPS };
+        // It may have been shaped for a connection of HTTP/1 that was dead.
+        request.headers_mut().remove(TRANSFER_ENCODING);
         let host = request.headers_mut().remove(HOST);
         let named = request.uri().authority().cloned();
         let from_host = || host.as_ref().and_then(|host| Authority::try_from(host.as_bytes()).ok());
@@ -111,6 +139,14 @@ impl Pool {
         parts.path_and_query = request.uri().path_and_query().cloned().or(Some(PathAndQuery::from_static("/")));
         if let Ok(uri) = Uri::from_parts(parts) {
             *request.uri_mut() = uri;
+        }
+    }
+
+    /// As [`Pool::broke`], for a request of which nothing was sent.
+    fn unsent(&self, error: &hyper::Error) -> Fault {
+        match self.broke(error) {
+            Fault::Broke { hop, reason } => Fault::Unreachable { hop, to: self.address(), reason },
+            fault => fault,
         }
     }
 
@@ -151,17 +187,26 @@ fn refused_by_peer(error: &(dyn std::error::Error + 'static)) -> Option<String> 
 }
 
 /// A copy that may be sent if the request itself is lost, where that is safe.
-fn spare(request: &Request<RequestBody>, flight: &Arc<Flight>) -> Option<Request<RequestBody>> {
-    use http_body::Body;
-
+fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     if !request.method().is_safe() || !request.body().is_end_stream() {
         return None;
     }
-    let mut copy = Request::new(RequestBody::empty(Arc::clone(flight)));
+    let mut copy = Request::new(request.body().emptied());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();
     Some(copy)
+}
+
+/// HTTP/2 may send each cookie in a field of its own, HTTP/1 has one field (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// How long the connection may wait after this response: what the peer asks for, but never more than our own limit.

@@ -1,7 +1,6 @@
 //! What the pool holds.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use countersign_identity::Identity;
@@ -32,8 +31,7 @@ impl Shelf {
         self.retire(identity);
         if let Some((used, link)) = self.http2.iter_mut().find(|(_, link)| link.is_free()) {
             *used = Instant::now();
-            link.streams.fetch_add(1, Ordering::Relaxed);
-            return Some(Link::Http2(link.clone()));
+            return Some(Link::Http2(link.clone(), link.stream()));
         }
         let mut place = self.http1.len();
         while place > 0 {
@@ -56,20 +54,23 @@ impl Shelf {
 
     /// Lets others use a connection that one request has already, if it can be shared.
     pub(super) fn share(&mut self, link: &Link) {
-        if let Link::Http2(link) = link {
+        if let Link::Http2(link, _) = link {
             self.http2.push((Instant::now(), link.clone()));
         }
     }
 
-    /// Puts back, or puts in, a connection.
-    pub(super) fn put(&mut self, link: Link) {
+    /// Puts back, or puts in, a connection; it is returned if it can be shared.
+    pub(super) fn put(&mut self, link: Link) -> Option<Http2> {
         let now = Instant::now();
         match link {
-            Link::Http1(link) if link.patience.is_zero() || link.sender.is_closed() => {}
-            Link::Http1(link) => self.http1.push((now, link)),
-            Link::Http2(link) => {
-                link.streams.fetch_sub(1, Ordering::Relaxed);
-                self.http2.push((now, link));
+            Link::Http1(link) if link.patience.is_zero() || link.sender.is_closed() => None,
+            Link::Http1(link) => {
+                self.http1.push((now, link));
+                None
+            }
+            Link::Http2(link, _) => {
+                self.http2.push((now, link.clone()));
+                Some(link)
             }
         }
     }
@@ -79,7 +80,7 @@ impl Shelf {
         self.retire(identity);
         self.http1.retain(|(since, link)| since.elapsed() < link.patience.min(IDLE_HTTP1) && !link.sender.is_closed());
         self.http2.retain(|(used, link)| {
-            let idle = link.streams.load(Ordering::Relaxed) == 0 && used.elapsed() > IDLE_HTTP2;
+            let idle = link.is_idle() && used.elapsed() > IDLE_HTTP2;
             !idle && !link.sender.is_closed()
         });
     }

@@ -66,10 +66,8 @@ impl Enforced {
     }
 
     fn count(&self, rule: Option<&Rule>, kind: usize) {
-        let rules = self.matcher.policy().rules();
-        // Rules stand in the order of their lines; no rule counts in the last place.
-        let place =
-            rule.and_then(|rule| rules.binary_search_by_key(&rule.line(), Rule::line).ok()).unwrap_or(rules.len());
+        // No rule counts in the last place.
+        let place = rule.map_or(self.counters.len() - 1, Rule::index);
         let Some(counter) = self.counters.get(place).and_then(|kinds| kinds.get(kind)) else { return };
         let register = || {
             let name = rule.map_or(metrics::SharedString::const_str("none"), |rule| Arc::clone(rule.name()).into());

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use countersign_identity::{Bundle, BundleError, Bundles, Identity, Svid, SvidError};
+use countersign_identity::{Bundle, BundleError, Bundles, Identity, Svid, SvidError, TrustDomain};
 use countersign_runtime::Lifecycle;
-use futures::StreamExt;
+use countersign_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use countersign_wire::workload::{X509svidRequest, X509svidResponse};
 use rustls_pki_types::CertificateDer;
-use spiffe::transport::TransportError;
-use spiffe::{WorkloadApiClient, WorkloadApiError, X509Context};
+use spiffe::X509Bundle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{Backoff, PATIENCE, Waiting};
+use super::{Backoff, PATIENCE, Waiting, connect, marked, said};
 
 /// Why an identity could not be received.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,9 @@ enum IdentityError {
     /// It sent an answer without an SVID.
     #[error("the Workload API sent no SVID")]
     NoSvid,
+    /// What it sent are no certificates, or no key.
+    #[error("what the Workload API sent cannot be read: {0}")]
+    Unreadable(String),
     /// The SVID is not one that may be shown to peers.
     #[error("the SVID received cannot be used: {0}")]
     Svid(#[from] SvidError),
@@ -72,19 +75,21 @@ async fn follow_once(
     backoff: &mut Backoff,
 ) -> Option<IdentityError> {
     let connected = timeout(PATIENCE, async {
-        let client = WorkloadApiClient::connect_to(endpoint).await?;
-        client.stream_x509_contexts().await
+        let channel = connect(endpoint).await?;
+        let mut client = SpiffeWorkloadApiClient::with_interceptor(channel, marked);
+        client.fetch_x509svid(X509svidRequest {}).await.map_err(|status| said(&status))
     });
-    let mut contexts = match connected.await {
-        Ok(Ok(contexts)) => contexts,
-        Ok(Err(error)) => return Some(IdentityError::Api(said(&error))),
+    let mut responses = match connected.await {
+        Ok(Ok(responses)) => responses.into_inner(),
+        Ok(Err(said)) => return Some(IdentityError::Api(said)),
         Err(_) => return Some(IdentityError::Timeout),
     };
     // No time limit here: the stream says nothing for as long as nothing changes.
-    while let Some(context) = contexts.next().await {
-        let received = match context {
-            Ok(context) => from_context(&context),
-            Err(error) => Err(IdentityError::Api(said(&error))),
+    loop {
+        let received = match responses.message().await {
+            Ok(Some(response)) => from_response(&response),
+            Ok(None) => return None,
+            Err(status) => Err(IdentityError::Api(said(&status))),
         };
         match received {
             Ok(received) => publish(received, identity, waiting),
@@ -92,7 +97,6 @@ async fn follow_once(
         }
         *backoff = Backoff::new();
     }
-    None
 }
 
 fn publish(received: Identity, identity: &watch::Sender<Option<Arc<Identity>>>, waiting: &Waiting) {
@@ -110,34 +114,47 @@ fn publish(received: Identity, identity: &watch::Sender<Option<Arc<Identity>>>, 
     identity.send_replace(Some(Arc::new(received)));
 }
 
-fn from_context(context: &X509Context) -> Result<Identity, IdentityError> {
-    let svid = context.default_svid().ok_or(IdentityError::NoSvid)?;
-    let der = |bytes: &[u8]| CertificateDer::from(bytes.to_vec());
-    let chain = svid.cert_chain().iter().map(|certificate| der(certificate.as_bytes())).collect();
-    let key = zeroize::Zeroizing::new(svid.private_key().as_bytes().to_vec());
-    let mut bundles = Vec::new();
-    for (trust_domain, bundle) in context.bundle_set().iter() {
-        let authorities = bundle.authorities().iter().map(|certificate| der(certificate.as_bytes()));
-        bundles.push((trust_domain.clone(), Bundle::from_der(authorities)?));
+fn from_response(response: &X509svidResponse) -> Result<Identity, IdentityError> {
+    // The first is the default one (SPIFFE Workload API, section 5.2.1).
+    let given = response.svids.first().ok_or(IdentityError::NoSvid)?;
+    let chain = spiffe::X509Svid::parse_from_der(&given.x509_svid, &given.x509_svid_key)
+        .map_err(|error| IdentityError::Unreadable(error.to_string()))?;
+    let key = zeroize::Zeroizing::new(given.x509_svid_key.to_vec());
+    let svid = Svid::new(chain.cert_chain().iter().map(|certificate| der(certificate.as_bytes())).collect(), key)?;
+    let home = svid.id().trust_domain().clone();
+    if given.bundle.is_empty() {
+        return Err(IdentityError::Unreadable("the bundle of our own trust domain is empty".to_owned()));
     }
-    Ok(Identity { svid: Arc::new(Svid::new(chain, key)?), bundles: Arc::new(Bundles::new(bundles)) })
+    let mut bundles = vec![(home.clone(), bundle(&home, &given.bundle)?)];
+    for (name, authorities) in &response.federated_bundles {
+        match TrustDomain::new(name) {
+            Ok(foreign) if foreign == home => {}
+            Ok(foreign) => bundles.push((foreign.clone(), foreign_bundle(&foreign, authorities)?)),
+            Err(error) => tracing::warn!(name, %error, "skipped the bundle of what is no trust domain"),
+        }
+    }
+    Ok(Identity { svid: Arc::new(svid), bundles: Arc::new(Bundles::new(bundles)) })
 }
 
-/// What the Workload API said, without the layers around it: `/ready` shows it to the operator.
-fn said(error: &WorkloadApiError) -> String {
-    match error {
-        WorkloadApiError::Transport(TransportError::Status(status)) if !status.message().is_empty() => {
-            status.message().to_owned()
-        }
-        WorkloadApiError::Transport(TransportError::Connect(error)) => {
-            let mut deepest: &dyn std::error::Error = error;
-            while let Some(source) = deepest.source() {
-                deepest = source;
-            }
-            format!("the Workload API cannot be reached: {deepest}")
-        }
-        error => error.to_string(),
-    }
+/// Another trust domain's mistake must not keep us from renewing our own SVID: a bundle that cannot be used trusts
+/// nothing.
+fn foreign_bundle(trust_domain: &TrustDomain, authorities: &[u8]) -> Result<Bundle, IdentityError> {
+    bundle(trust_domain, authorities).or_else(|error| {
+        metrics::counter!("countersign_foreign_bundle_errors_total").increment(1);
+        tracing::warn!(%trust_domain, %error, "trusts nothing of a foreign trust domain");
+        Ok(Bundle::from_der([])?)
+    })
+}
+
+fn bundle(trust_domain: &TrustDomain, authorities: &[u8]) -> Result<Bundle, IdentityError> {
+    // It stands there as one certificate after the other.
+    let parsed = X509Bundle::parse_from_der(trust_domain.clone(), authorities)
+        .map_err(|error| IdentityError::Unreadable(error.to_string()))?;
+    Ok(Bundle::from_der(parsed.authorities().iter().map(|certificate| der(certificate.as_bytes())))?)
+}
+
+fn der(bytes: &[u8]) -> CertificateDer<'static> {
+    CertificateDer::from(bytes.to_vec())
 }
 
 /// The time since the Unix epoch.

@@ -11,13 +11,10 @@ use countersign_policy::Policy;
 use countersign_runtime::Lifecycle;
 use countersign_wire::policy::FollowRequest;
 use countersign_wire::policy::policy_feed_client::PolicyFeedClient;
-use countersign_wire::workload::REQUIRED_METADATA;
-use spiffe::transport::Endpoint;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tonic::metadata::MetadataValue;
 
-use super::{Backoff, PATIENCE, Waiting};
+use super::{Backoff, PATIENCE, Waiting, connect, marked};
 
 /// The policy in force; `None` until the first one was received.
 pub(crate) type PolicyWatch = watch::Receiver<Option<Arc<Policy>>>;
@@ -81,12 +78,7 @@ async fn follow_once(
     backoff: &mut Backoff,
 ) -> Result<(), String> {
     let connected = timeout(PATIENCE, async {
-        let endpoint = Endpoint::parse(endpoint).map_err(|error| error.to_string())?;
-        let channel = spiffe::transport::connect(&endpoint).await.map_err(|error| error.to_string())?;
-        let marked = |mut request: tonic::Request<()>| {
-            request.metadata_mut().insert(REQUIRED_METADATA, MetadataValue::from_static("true"));
-            Ok(request)
-        };
+        let channel = connect(endpoint).await?;
         let mut client = PolicyFeedClient::with_interceptor(channel, marked).max_decoding_message_size(MAX_POLICY);
         client.follow(FollowRequest {}).await.map_err(|status| said(&status))
     });

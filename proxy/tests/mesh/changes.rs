@@ -101,6 +101,23 @@ async fn a_client_closes_connections_to_a_server_that_it_trusts_no_more() {
     );
 }
 
+#[tokio::test]
+async fn a_stream_that_outlived_a_rotation_ends_when_its_server_is_trusted_no_more() {
+    let app = App::http1(echo).await;
+    let pair = Pair::start("http", app.address).await;
+    let mut long = stream(&pair, "/long").await;
+    pair.client_api.identity(&pair.authority.issue(CLIENT), &[&pair.authority]);
+    until("new requests go over another connection", || async {
+        assert_eq!(client::get(pair.entrance, "/").await.0, 200);
+        metric("countersign_handshakes_total", &["direction=\"inbound\"", "result=\"ok\"", &pair.label()]) > 1.5
+    })
+    .await;
+    goes_on(&mut long).await;
+    // The server trusts us as before: only we can end it.
+    pair.client_api.identity(&pair.authority.issue(CLIENT), &[&Authority::new()]);
+    is_cut(&mut long).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rotation_under_load_drops_no_request_and_touches_no_stream() {
     let app = App::http1(echo).await;

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use app::App;
@@ -53,6 +54,19 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl 
         assert!(Instant::now() < deadline, "{what}: it did not come true in time");
         sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Reads until `end` has come, or the other side has ended; everything that was read.
+pub(crate) async fn read_to(io: &mut (impl AsyncRead + Unpin), end: &str) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    while !text.contains(end) {
+        match soon("more bytes", io.read(&mut buffer)).await {
+            Ok(count @ 1..) => text.push_str(&String::from_utf8_lossy(&buffer[..count])),
+            _ => break,
+        }
+    }
+    text
 }
 
 /// An address of loopback that nobody listens on: below the ports that the system gives to connections, or one of those

@@ -1,5 +1,8 @@
 //! One attempt to tell a target.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -7,8 +10,10 @@ use std::time::Duration;
 
 use reqwest::redirect::Policy;
 use reqwest::{Method, StatusCode, Url};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::fs::OFlags;
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::{Notice, OnChange};
@@ -20,7 +25,7 @@ pub(super) enum DeliveryError {
     #[error("the process number in {path} cannot be read: {reason}")]
     PidFile { path: PathBuf, reason: String },
     #[error("process {pid} of {path} cannot be signalled: {source}")]
-    Signal { pid: i32, path: PathBuf, source: std::io::Error },
+    Signal { pid: i32, path: PathBuf, source: io::Error },
     #[error(transparent)]
     Client(#[from] VaultError),
     #[error("the request to {host} failed: {reason}")]
@@ -28,7 +33,7 @@ pub(super) enum DeliveryError {
     #[error("{host} answered {status}")]
     Status { host: String, status: StatusCode },
     #[error("{program} cannot be started: {source}")]
-    Start { program: String, source: std::io::Error },
+    Start { program: String, source: io::Error },
     #[error("{program} ended with {how}")]
     Exit { program: String, how: String },
     #[error("{program} did not end within {limit:?} and was killed")]
@@ -44,15 +49,49 @@ pub(super) async fn deliver(target: &OnChange, notice: &Notice) -> Result<(), De
 }
 
 async fn send_signal(signal: Signal, path: &Path) -> Result<(), DeliveryError> {
+    let file = path.to_owned();
+    let sent = timeout(SIGNAL_TIMEOUT, spawn_blocking(move || signal_named(signal, &file))).await;
+    let unanswered = |reason: &str| DeliveryError::PidFile { path: path.to_owned(), reason: reason.into() };
+    sent.map_err(|_| unanswered("the file system does not answer"))?.map_err(|_| unanswered("it was given up"))?
+}
+
+/// Signals the process whose number is in the file `path`. What the file says is believed as far as its owner may
+/// signal: whoever may only write a file must not choose what the agent's privileges end.
+fn signal_named(signal: Signal, path: &Path) -> Result<(), DeliveryError> {
     let unreadable = |reason: String| DeliveryError::PidFile { path: path.to_owned(), reason };
-    let text = tokio::fs::read_to_string(path).await.map_err(|error| unreadable(error.to_string()))?;
+    // A pipe would keep the reader waiting for ever.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = File::options().read(true).custom_flags(flags).open(path);
+    let file = opened.map_err(|error| unreadable(error.to_string()))?;
+    let metadata = file.metadata().map_err(|error| unreadable(error.to_string()))?;
+    if !metadata.is_file() {
+        return Err(unreadable("it is not a regular file".into()));
+    }
+    let mut text = String::new();
+    file.take(MAX_PID_FILE).read_to_string(&mut text).map_err(|error| unreadable(error.to_string()))?;
     let number = text.trim().parse::<i32>().ok().filter(|number| *number > 0);
     let pid = number.and_then(Pid::from_raw).ok_or_else(|| unreadable("it does not hold one".into()))?;
-    kill_process(pid, signal).map_err(|error| DeliveryError::Signal {
-        pid: pid.as_raw_nonzero().get(),
-        path: path.to_owned(),
-        source: error.into(),
-    })
+    let failed = |source| DeliveryError::Signal { pid: pid.as_raw_nonzero().get(), path: path.to_owned(), source };
+    // From here on the number may pass to another process: the signal goes to the one that is held.
+    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
+    let owner = metadata.uid();
+    if owner != 0 && owner != geteuid().as_raw() {
+        let user = user(pid).map_err(failed)?;
+        if user != owner {
+            return Err(unreadable(format!(
+                "it belongs to user {owner}, and process {} to user {user}",
+                pid.as_raw_nonzero()
+            )));
+        }
+    }
+    pidfd_send_signal(&process, signal).map_err(|error| failed(error.into()))
+}
+
+/// Whose process it is.
+fn user(pid: Pid) -> io::Result<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()))?;
+    let user = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
+    user.ok_or_else(|| io::Error::other("its user cannot be told"))
 }
 
 async fn request(url: &Url, method: &Method, limit: Duration, notice: &Notice) -> Result<(), DeliveryError> {
@@ -106,5 +145,40 @@ async fn run(command: &[String], limit: Duration, notice: &Notice) -> Result<(),
             let _ = child.wait().await;
             Err(DeliveryError::TimeUp { program, limit })
         }
+    }
+}
+
+const SIGNAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// A process number and a line end; some programs write more behind it.
+const MAX_PID_FILE: u64 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pipe_as_pid_file_keeps_nobody_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pid");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let error = send_signal(Signal::HUP, &path).await.unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
+    }
+
+    /// It needs a privileged user, to give a file away; without one the promise cannot be shown, and the test fails.
+    #[tokio::test]
+    async fn a_pid_file_of_another_user_ends_no_process_that_is_not_theirs() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pid");
+        let mut process = Command::new("sleep").arg("60").kill_on_drop(true).spawn().unwrap();
+        std::fs::write(&path, process.id().unwrap().to_string()).unwrap();
+        std::os::unix::fs::chown(&path, Some(65534), None).expect("run the tests as root");
+        let error = send_signal(Signal::TERM, &path).await.unwrap_err().to_string();
+        assert!(error.contains("belongs to user 65534"), "{error}");
+        assert!(process.try_wait().unwrap().is_none(), "it lives");
+        std::os::unix::fs::chown(&path, Some(0), None).unwrap();
+        send_signal(Signal::TERM, &path).await.unwrap();
+        assert_eq!(process.wait().await.unwrap().signal(), Some(Signal::TERM.as_raw()));
     }
 }

@@ -48,6 +48,39 @@ fn an_error_names_place_and_reference_and_never_a_value() {
 }
 
 #[test]
+fn no_value_shows_through_a_reference_or_a_key_that_was_computed_from_it() {
+    let template = |text: &str| Template::new(text, Some("/run/provided".into())).unwrap();
+    for text in [
+        "{{ file('app-' ~ vault('kv/db').password) }}",
+        "{{ vault('kv/' ~ vault('kv/db').password).x }}",
+        "{{ vault(vault('kv/db').password).x }}",
+        "{{ file('/' ~ vault('kv/db').password) }}",
+        "{{ vault('kv/db')[vault('kv/db').password] }}",
+    ] {
+        let rendered = template(text).render(values());
+        let asked: Vec<_> = rendered.asked.iter().map(|reference| format!("{reference} {reference:?}")).collect();
+        let error = rendered.result.err().map(|error| error.to_string()).unwrap_or_default();
+        let shown = format!("{asked:?} {error}");
+        assert!(!shown.contains("p@ss"), "{text}: {shown}");
+        assert!(shown.contains("computed from a value"), "{text}: {shown}");
+    }
+    let asked = template("{{ file('plain') }}").render(values()).asked;
+    assert_eq!(asked.iter().map(ToString::to_string).collect::<Vec<_>>(), ["file /run/provided/plain"]);
+}
+
+#[test]
+fn a_value_chooses_no_file_outside_the_backends_directory() {
+    let absolute = "{{ file('/etc/' ~ vault('kv/db').port) }}";
+    for directory in [None, Some("/run/provided".into())] {
+        let rendered = Template::new(absolute, directory).unwrap().render(values());
+        assert!(rendered.asked.iter().all(|reference| !reference.is_file()));
+        assert!(rendered.result.unwrap_err().to_string().contains("must be below backends.file.directory"));
+    }
+    let inside = Template::new("{{ file('app-' ~ vault('kv/db').port) }}", Some("/run/provided".into())).unwrap();
+    assert!(inside.render(values()).asked.iter().any(Reference::is_file));
+}
+
+#[test]
 fn a_template_that_runs_away_or_grows_is_stopped() {
     let error = render("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}").unwrap_err();
     assert!(error.contains("fuel"), "{error}");

@@ -45,6 +45,10 @@ pub(crate) struct Book {
     pub(crate) tokens: BTreeSet<String>,
     /// Whom each enrolment key stands for.
     pub(crate) bound: BTreeMap<Vec<u8>, String>,
+    /// Whom a token stands for.
+    pub(crate) workload: String,
+    /// Workloads whose registration is gone.
+    pub(crate) gone: BTreeSet<String>,
     pub(crate) attested: Vec<&'static str>,
     pub(crate) issued: Vec<Instant>,
     /// Generations that were sent, and those that were acknowledged.
@@ -113,6 +117,8 @@ impl Authority {
             ttl: Duration::from_secs(3600),
             tokens: BTreeSet::from(["t0ken".to_owned()]),
             bound: BTreeMap::new(),
+            workload: WORKLOAD.to_owned(),
+            gone: BTreeSet::new(),
             attested: Vec::new(),
             issued: Vec::new(),
             sent: Vec::new(),
@@ -196,6 +202,16 @@ impl Authority {
     }
 }
 
+impl Book {
+    #[allow(clippy::result_large_err)]
+    fn registered(&self, id: &str) -> Result<(), Status> {
+        match self.gone.contains(id) {
+            true => Err(Status::permission_denied(format!("no registration for {id}"))),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Drop for Authority {
     fn drop(&mut self) {
         self.die();
@@ -234,8 +250,11 @@ impl Service for Answers {
         if !holds {
             return Err(Status::unauthenticated("the token was used up"));
         }
-        book.bound.insert(key, WORKLOAD.to_owned());
-        Ok(Response::new(AttestResponse { spiffe_id: WORKLOAD.into() }))
+        let known = book.bound.get(&key).filter(|_| kind == "enrolled").cloned();
+        let id = known.unwrap_or_else(|| book.workload.clone());
+        book.registered(&id)?;
+        book.bound.insert(key, id.clone());
+        Ok(Response::new(AttestResponse { spiffe_id: id }))
     }
 
     async fn issue_x509_svid(
@@ -245,6 +264,7 @@ impl Service for Answers {
         let key = key(&request);
         let mut book = self.book.lock().unwrap();
         let id = book.bound.get(&key).cloned().ok_or_else(|| Status::unauthenticated("who are you?"))?;
+        book.registered(&id)?;
         let csr = request.into_inner().csr.to_vec();
         let csr = CertificateSigningRequestParams::from_der(&csr.into()).unwrap();
         let params = leaf(book.issue_for.as_ref().unwrap_or(&id), book.ttl);
@@ -263,8 +283,10 @@ impl Service for Answers {
         request: Request<Streaming<Acknowledgement>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
         let key = key(&request);
-        if !self.book.lock().unwrap().bound.contains_key(&key) {
-            return Err(Status::unauthenticated("who are you?"));
+        {
+            let book = self.book.lock().unwrap();
+            let id = book.bound.get(&key).ok_or_else(|| Status::unauthenticated("who are you?"))?;
+            book.registered(id)?;
         }
         let book = Arc::clone(&self.book);
         let mut acknowledgements = request.into_inner();

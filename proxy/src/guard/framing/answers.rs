@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 
 use super::chunked::{Chunked, Taken, Then};
-use super::head;
 
 /// Follows the responses.
 #[derive(Debug, Default)]
@@ -161,7 +160,7 @@ impl Response {
         let (mut length, mut chunked) = (None, false);
         for line in lines {
             if let Some(value) = value_of(line, b"content-length:") {
-                length = head::length(value).ok();
+                length = length_of(value);
             } else if value_of(line, b"transfer-encoding:").is_some() {
                 chunked = true;
             }
@@ -173,6 +172,17 @@ impl Response {
 fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (start, value) = line.split_at_checked(name.len())?;
     start.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
+}
+
+/// The length that a response has for hyper, which is more lenient than we are with requests: leading zeros, and the
+/// same number several times.
+fn length_of(value: &[u8]) -> Option<u64> {
+    let mut lengths = value.split(|byte| *byte == b',').map(|number| {
+        let digits = str::from_utf8(number.trim_ascii()).ok()?;
+        if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse::<u64>().ok() } else { None }
+    });
+    let first = lengths.next()??;
+    lengths.all(|length| length == Some(first)).then_some(first)
 }
 
 /// Where the head at the beginning of `bytes` ends, if it does so at or after `from`.

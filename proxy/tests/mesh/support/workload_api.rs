@@ -58,6 +58,16 @@ impl WorkloadApi {
 
     /// Gives an SVID and the authorities of its trust domain.
     pub(crate) fn identity(&self, issued: &Issued, authorities: &[&Authority]) {
+        self.identity_with_foreign(issued, authorities, &[]);
+    }
+
+    /// As [`WorkloadApi::identity`], with the bundles of other trust domains.
+    pub(crate) fn identity_with_foreign(
+        &self,
+        issued: &Issued,
+        authorities: &[&Authority],
+        foreign: &[(&str, Vec<u8>)],
+    ) {
         let bundle: Vec<u8> = authorities.iter().flat_map(|authority| authority.certificate.clone()).collect();
         let svid = X509svid {
             spiffe_id: issued.id.clone(),
@@ -66,7 +76,9 @@ impl WorkloadApi {
             bundle: bundle.into(),
             hint: String::new(),
         };
-        self.identity.send_replace(Some(X509svidResponse { svids: vec![svid], ..Default::default() }));
+        let foreign = foreign.iter().map(|(domain, bundle)| ((*domain).to_owned(), bundle.clone().into()));
+        let federated_bundles = foreign.collect();
+        self.identity.send_replace(Some(X509svidResponse { svids: vec![svid], crl: Vec::new(), federated_bundles }));
     }
 
     /// Gives a policy.

@@ -1,0 +1,83 @@
+//! Changes of the sidecar's file while it runs, and its end.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use countersign_integration::{Mesh, Process, Sidecar, eventually, free_address, peers};
+use reqwest::StatusCode;
+use rustix::process::Signal;
+
+const RULES: &str = "rules:\n  - { name: open, from: /ns/test/sa/client, to: /ns/test/sa/server, allow: {} }\n";
+
+async fn pair() -> (Mesh, Sidecar, Sidecar, Process, SocketAddr) {
+    let mesh = Mesh::start(&["client", "server"], RULES).await;
+    let listen = free_address();
+    let app =
+        peers::nginx(&mesh.path("nginx"), &format!("server {{ listen {listen}; return 200 well; }}"), listen).await;
+    let server = Mesh::service("server", listen, "http");
+    let mut client = Mesh::service("client", free_address(), "http");
+    let upstream = client.calls(&server);
+    let (client, server) = (mesh.sidecar(client).await, mesh.sidecar(server).await);
+    (mesh, client, server, app, upstream)
+}
+
+async fn status(upstream: SocketAddr) -> Result<StatusCode, String> {
+    reqwest::get(format!("http://{upstream}/x")).await.map(|answer| answer.status()).map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn a_changed_file_is_taken_up_and_a_broken_one_changes_nothing() {
+    let (_mesh, client, _server, _app, upstream) = pair().await;
+    let file = client.path("sidecar.yaml");
+    let right = std::fs::read_to_string(&file).unwrap();
+
+    std::fs::write(&file, right.replace("protocol: http", "protcol: http")).unwrap();
+    eventually("the broken file is counted", async || {
+        let failures = client.metric("countersign_config_reload_failures_total", &[]).await;
+        if failures >= 1.0 { Ok(()) } else { Err(failures) }
+    })
+    .await;
+    assert_eq!(status(upstream).await, Ok(StatusCode::OK));
+    let log = client.process.log();
+    assert!(log.contains("sidecar.yaml:") && log.contains("protcol"), "{log}");
+
+    let moved = free_address();
+    std::fs::write(&file, right.replace(&upstream.to_string(), &moved.to_string())).unwrap();
+    eventually("the listener has moved", async || {
+        let status = status(moved).await?;
+        if status == StatusCode::OK { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await;
+    eventually("the old address is left", async || match status(upstream).await {
+        Err(_) => Ok(()),
+        Ok(status) => Err(status),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn on_sigterm_the_sidecar_serves_its_app_until_the_app_has_gone() {
+    let (_mesh, mut client, mut server, app, upstream) = pair().await;
+    server.process.signal(Signal::TERM);
+    eventually("it drains", async || {
+        let (status, body) = server.get("/ready").await?;
+        if status == StatusCode::SERVICE_UNAVAILABLE && body.contains("draining") { Ok(()) } else { Err(body) }
+    })
+    .await;
+    // Inbound takes nothing new, and says so by not being there.
+    eventually("inbound is closed", async || match tokio::net::TcpStream::connect(server.service.inbound).await {
+        Err(_) => Ok(()),
+        Ok(_) => Err("still open"),
+    })
+    .await;
+    assert!(server.process.running(), "it ended before its app");
+    drop(app);
+    assert!(server.process.wait(Duration::from_secs(10)).success(), "{}", server.process.log());
+    assert_eq!(status(upstream).await, Ok(StatusCode::SERVICE_UNAVAILABLE), "the caller is told at once");
+
+    // A second signal does not wait.
+    client.process.signal(Signal::TERM);
+    client.process.signal(Signal::TERM);
+    client.process.wait(Duration::from_secs(5));
+}

@@ -1,0 +1,94 @@
+//! How much a listener serves at once, in all and for each peer, so that no peer takes what is for all.
+//!
+//! Counts and not semaphores: a changed listener goes on with the counts of the one before, whose connections live on,
+//! under limits that may be others.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use countersign_identity::SpiffeId;
+
+/// What is under way on a listener.
+#[derive(Default)]
+pub(crate) struct Load {
+    /// Accepted connections.
+    pub(crate) connections: Arc<Count>,
+    /// Those of them that have not proved yet who they are.
+    pub(crate) handshakes: Arc<Count>,
+    /// Requests that were let pass.
+    pub(crate) requests: Arc<Count>,
+    peers: Mutex<HashMap<SpiffeId, Weak<Share>>>,
+}
+
+/// What of it is one peer's.
+#[derive(Default)]
+pub(crate) struct Share {
+    /// Its connections.
+    pub(crate) connections: Arc<Count>,
+    /// Its requests.
+    pub(crate) requests: Arc<Count>,
+}
+
+/// How many of something there are.
+#[derive(Default)]
+pub(crate) struct Count(AtomicUsize);
+
+/// One that is counted, until this is dropped.
+pub(crate) struct Place(Arc<Count>);
+
+impl Load {
+    /// The share of `peer`.
+    pub(crate) fn of(&self, peer: &SpiffeId) -> Arc<Share> {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = peers.get(peer).and_then(Weak::upgrade) {
+            return share;
+        }
+        peers.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::new(Share::default());
+        peers.insert(peer.clone(), Arc::downgrade(&share));
+        share
+    }
+}
+
+impl Count {
+    /// A place, unless there are `limit` already.
+    pub(crate) fn enter(self: &Arc<Self>, limit: usize) -> Option<Place> {
+        let one_more = |count| (count < limit).then_some(count + 1);
+        let entered = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+        entered.ok().map(|_| Place(Arc::clone(self)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_free_again_when_it_is_left_and_a_lower_limit_counts_who_is_there() {
+        let count = Arc::new(Count::default());
+        let (first, second) = (count.enter(2).unwrap(), count.enter(2).unwrap());
+        assert!(count.enter(2).is_none());
+        drop(first);
+        assert!(count.enter(1).is_none(), "the second is there still");
+        drop(second);
+        assert!(count.enter(1).is_some());
+    }
+
+    #[test]
+    fn the_share_of_a_peer_is_one_while_it_is_here_and_forgotten_when_it_is_gone() {
+        let load = Load::default();
+        let [a, b] = ["spiffe://a.example/a", "spiffe://a.example/b"].map(|id| SpiffeId::new(id).unwrap());
+        let share = load.of(&a);
+        assert!(Arc::ptr_eq(&share, &load.of(&a)));
+        drop(share);
+        load.of(&b);
+        assert_eq!(load.peers.lock().unwrap().len(), 1);
+    }
+}

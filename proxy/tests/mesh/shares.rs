@@ -1,0 +1,178 @@
+//! What one caller may take of a sidecar: the others and the operator get theirs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_identity::tls::Alpn;
+use countersign_identity::{Bundle, Bundles, ClientTls, Identity, SpiffeId, Svid, TrustDomain};
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
+
+use super::support::app::{AppBody, answer};
+use super::support::sidecar::metric;
+use super::support::{App, CLIENT, Pair, SERVER, client, soon, until};
+
+/// Another workload of the mesh.
+const OTHER: &str = "spiffe://example.org/ns/t/sa/other";
+
+/// A policy under which everybody may do everything.
+const OPEN: &str = r#"
+version: 1
+trust_domain: example.org
+rules:
+- { name: open, from: "*", to: /ns/t/sa/server, allow: {} }
+"#;
+
+async fn echo(request: Request<Incoming>) -> Response<AppBody> {
+    Response::new(request.into_body().boxed())
+}
+
+/// A connection to the inbound side as `id`.
+async fn dial(pair: &Pair, id: &str, alpn: Alpn) -> TlsStream<TcpStream> {
+    let issued = pair.authority.issue(id);
+    let chain = vec![CertificateDer::from(issued.leaf)];
+    let svid = Svid::new(chain, zeroize::Zeroizing::new(issued.key)).unwrap();
+    let bundle = Bundle::from_der([CertificateDer::from(pair.authority.certificate.clone())]).unwrap();
+    let bundles = Bundles::new([(TrustDomain::new("example.org").unwrap(), bundle)]);
+    let identity = Identity { svid: Arc::new(svid), bundles: Arc::new(bundles) };
+    let (_sender, watch) = tokio::sync::watch::channel(Some(Arc::new(identity)));
+    let tls = ClientTls::new(watch, alpn, SpiffeId::new(SERVER).unwrap()).current().unwrap().unwrap();
+    let tcp = TcpStream::connect(pair.inbound).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(tls.config);
+    let name = ServerName::try_from("sidecar.test").unwrap();
+    soon("the handshake", connector.connect(name, tcp)).await.unwrap()
+}
+
+/// The status of a request over a connection that stays open, and the connection.
+async fn ask(tls: TlsStream<TcpStream>) -> Option<(u16, hyper::client::conn::http2::SendRequest<client::Body>)> {
+    let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (mut sender, connection) = builder.handshake(TokioIo::new(tls)).await.ok()?;
+    tokio::spawn(connection);
+    let request = Request::get("http://app.test/").body(client::empty()).unwrap();
+    let response = soon("a response", sender.send_request(request)).await.ok()?;
+    Some((response.status().as_u16(), sender))
+}
+
+#[tokio::test]
+async fn a_peer_that_opens_all_connections_it_can_leaves_most_to_others() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start_with("http", app.address, "limits: { connections: 8 }\n").await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let (status, sender) = ask(dial(&pair, OTHER, Alpn::Http2).await).await.unwrap();
+        assert_eq!(status, 403);
+        held.push(sender);
+    }
+    for _ in 0..8 {
+        assert!(ask(dial(&pair, OTHER, Alpn::Http2).await).await.is_none(), "it has its share");
+    }
+    assert!(metric("countersign_connections_refused_total", &["reason=\"peer\"", &pair.label()]) > 7.5);
+    assert_eq!(client::get(pair.entrance, "/").await.0, 200);
+    drop(held);
+    until("a place is free again", || async { ask(dial(&pair, OTHER, Alpn::Http2).await).await.is_some() }).await;
+}
+
+#[tokio::test]
+async fn strangers_who_never_finish_a_handshake_take_no_more_than_their_part() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start_with("http", app.address, "limits: { connections: 80 }\n").await;
+    assert_eq!(client::get(pair.entrance, "/").await.0, 200);
+    let mut strangers = Vec::new();
+    for _ in 0..79 {
+        strangers.push(TcpStream::connect(pair.inbound).await.unwrap());
+    }
+    let refused = |reason: &str| metric("countersign_connections_refused_total", &[reason, &pair.label()]);
+    until("the others are closed", || async { refused("reason=\"handshakes\"") > 14.5 }).await;
+    assert!(refused("reason=\"limit\"") < 0.5, "there is room for those that proved who they are");
+    let mut closed = strangers.pop().unwrap();
+    assert!(matches!(soon("it is closed", closed.read(&mut [0; 1])).await, Ok(0) | Err(_)));
+    assert_eq!(client::get(pair.entrance, "/").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_peer_that_sends_all_requests_it_can_leaves_most_to_others() {
+    let app = App::http1(echo).await;
+    let pair = Pair::start_with("http", app.address, "limits: { requests: 4 }\n").await;
+    pair.server_api.policy(OPEN);
+    let (pieces, body) = client::pieces();
+    let response = client::send(pair.entrance, client::request("POST", "/stream", body)).await;
+    assert_eq!(response.status(), 200);
+    let refused = client::send(pair.entrance, client::request("GET", "/", client::empty())).await;
+    assert_eq!((refused.status().as_u16(), refused.headers()["x-countersign-fault"].to_str().unwrap()), (503, "local"));
+    assert!(metric("countersign_faults_total", &["reason=\"requests\"", &pair.label()]) > 0.5);
+    assert_eq!(app.accepted.load(std::sync::atomic::Ordering::SeqCst), 1, "the app hears nothing of it");
+    until("another peer is served", || async {
+        ask(dial(&pair, OTHER, Alpn::Http2).await).await.is_some_and(|(status, _)| status == 200)
+    })
+    .await;
+    drop(pieces);
+    client::text(response).await;
+    until("a place is free again", || async { client::get(pair.entrance, "/").await.0 == 200 }).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_only_pings_is_closed_after_idle() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start_with("http", app.address, "limits: { idle: 2s }\n").await;
+    let tls = dial(&pair, CLIENT, Alpn::Http2).await;
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder.timer(TokioTimer::new()).keep_alive_interval(Duration::from_millis(200)).keep_alive_while_idle(true);
+    let (sender, connection) =
+        builder.handshake::<_, client::Body>(TokioIo::new(tls)).await.expect("the preface is sent");
+    let start = Instant::now();
+    soon("it is closed", connection).await.ok();
+    assert!(start.elapsed() > Duration::from_secs(1), "it may be idle for a while");
+    drop(sender);
+    assert!(metric("countersign_connections_ended_total", &["reason=\"idle\"", &pair.label()]) > 0.5);
+}
+
+#[tokio::test]
+async fn a_changed_listener_counts_the_connections_of_the_one_before() {
+    let app = App::http1(echo).await;
+    let pair = Pair::start_with("http", app.address, "limits: { connections: 2 }\n").await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let (pieces, body) = client::pieces();
+        let response = client::send(pair.entrance, client::request("POST", "/stream", body)).await;
+        assert_eq!(response.status(), 200);
+        held.push((pieces, response));
+    }
+    pair.client.reload(&format!("{}access_log: true\n", pair.client_config));
+    until("the change is in force", || async {
+        client::get(pair.client.admin, "/config").await.1.contains("\"access_log\": true")
+    })
+    .await;
+    let mut third = TcpStream::connect(pair.entrance).await.unwrap();
+    assert!(matches!(soon("it is closed", third.read(&mut [0; 1])).await, Ok(0) | Err(_)));
+    drop(held);
+    until("a place is free again", || async { client::try_get(pair.entrance, "/").await.is_some() }).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_denials_is_answered_and_counted_but_not_explained() {
+    let app = App::http1(|_| async { answer("never") }).await;
+    let pair = Pair::start("http", app.address).await;
+    let start = Instant::now();
+    let mut sender = client::http1(pair.entrance).await;
+    for _ in 0..200 {
+        let request = client::request("GET", "/denied/flood", client::empty());
+        let response = soon("a response", sender.send_request(request)).await.unwrap();
+        assert_eq!(response.status(), 403);
+        assert!(response.headers().contains_key("x-countersign-decision"));
+        response.into_body().collect().await.unwrap();
+    }
+    // Fifty a second, and so many for each second that was begun.
+    let at_most = 50 * (usize::try_from(start.elapsed().as_secs()).unwrap() + 2);
+    let decisions: serde_json::Value =
+        serde_json::from_str(&client::get(pair.server.admin, "/decisions").await.1).unwrap();
+    let kept = decisions.as_array().unwrap().len();
+    assert!((50..=at_most).contains(&kept), "{kept} of at most {at_most}");
+    assert!(metric("countersign_faults_total", &["reason=\"denied\"", &pair.label()]) > 199.5);
+}
