@@ -1,7 +1,5 @@
 //! `countersign ca`: what the operator of the authority types, and what is printed.
 
-use std::path::PathBuf;
-
 use countersign_ca::token::TokenError;
 use countersign_ca::workloads::WorkloadsError;
 use countersign_ca::{Attestor, Config, Init, InitError, Registration, RunError, Status};
@@ -172,8 +170,11 @@ fn as_json(registration: &Registration) -> serde_json::Value {
 fn as_line(registration: &Registration) -> String {
     let mut line = format!("{}  attest {}", registration.id, registration.attest.name());
     if let Attestor::Unix { uid, gid, path } = &registration.attest {
-        let selectors =
-            [uid.map(|uid| format!("uid {uid}")), gid.map(|gid| format!("gid {gid}")), path.as_ref().map(shown)];
+        let selectors = [
+            uid.map(|uid| format!("uid {uid}")),
+            gid.map(|gid| format!("gid {gid}")),
+            path.as_ref().map(|path| format!("path {}", path.display())),
+        ];
         line += &format!(" ({})", selectors.into_iter().flatten().collect::<Vec<_>>().join(", "));
     }
     if let Some(ttl) = registration.ttl {
@@ -183,10 +184,6 @@ fn as_line(registration: &Registration) -> String {
         line += &format!("  dns {}", registration.dns.join(", "));
     }
     line
-}
-
-fn shown(path: &PathBuf) -> String {
-    format!("path {}", path.display())
 }
 
 fn print_status(status: &Status) {

@@ -3,7 +3,7 @@
 //! The sidecar is nothing but an agent and a proxy in one process: the proxy asks the agent's unix socket, as any other
 //! client of the Workload API would.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub(crate) async fn sidecar(options: &ConfigFile) -> Result<(), Failure> {
     let Some(file) = read_or_check(options)? else { return Ok(()) };
     let (lifecycle, metrics) = signals::begin()?;
     let workload_api = file.agent.workload_api().to_string();
-    let agent = Agent::start(file.agent, &lifecycle).map_err(|error| agent_failure(&options.config, error))?;
+    let agent = Agent::start(file.agent.clone(), &lifecycle).map_err(|error| agent_failure(&options.config, error))?;
     let ready = agent.ready();
     let surroundings = Surroundings {
         workload_api,
@@ -43,7 +43,7 @@ pub(crate) async fn sidecar(options: &ConfigFile) -> Result<(), Failure> {
         lifecycle: lifecycle.clone(),
         ready: vec![Box::new(move || ready.now())],
     };
-    serve(file.proxy, options, surroundings).await
+    serve(file, options, surroundings).await
 }
 
 /// Runs the proxy alone: its identity comes from whatever serves the Workload API.
@@ -51,7 +51,7 @@ pub(crate) async fn proxy(options: &ConfigFile) -> Result<(), Failure> {
     let Some(file) = read_or_check(options)? else { return Ok(()) };
     let (lifecycle, metrics) = signals::begin()?;
     let workload_api = file.agent.workload_api().to_string();
-    serve(file.proxy, options, Surroundings { workload_api, metrics, lifecycle, ready: Vec::new() }).await
+    serve(file, options, Surroundings { workload_api, metrics, lifecycle, ready: Vec::new() }).await
 }
 
 /// Runs the agent alone, or publishes the secrets once.
@@ -72,17 +72,19 @@ pub(crate) async fn agent(options: &AgentOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn serve(config: ProxyConfig, options: &ConfigFile, surroundings: Surroundings) -> Result<(), Failure> {
+async fn serve(file: File, options: &ConfigFile, surroundings: Surroundings) -> Result<(), Failure> {
+    let File { agent, proxy: config } = file;
     let lifecycle = surroundings.lifecycle.clone();
     let (sender, receiver) = watch::channel(Arc::new(config));
-    lifecycle.spawn(reload(options.config.clone(), sender, lifecycle.clone()));
+    lifecycle.spawn(reload(options.config.clone(), agent, sender, lifecycle.clone()));
     let served = countersign_proxy::run(receiver, surroundings).await;
     end(&lifecycle).await;
     served.map_err(|error| Failure::failed("the proxy", error))
 }
 
-/// Takes up the proxy's part of the file whenever it changes; a broken file changes nothing.
-async fn reload(path: std::path::PathBuf, config: watch::Sender<Arc<ProxyConfig>>, lifecycle: Lifecycle) {
+/// Takes up the proxy's part of the file whenever it changes; a broken file changes nothing. A changed part of the agent
+/// is said to wait for a restart.
+async fn reload(path: PathBuf, agent: AgentConfig, config: watch::Sender<Arc<ProxyConfig>>, lifecycle: Lifecycle) {
     let mut changes = Changes::new([path.clone()]);
     loop {
         tokio::select! {
@@ -91,6 +93,9 @@ async fn reload(path: std::path::PathBuf, config: watch::Sender<Arc<ProxyConfig>
         }
         match read(&path) {
             Ok(file) => {
+                if agent.differs(&file.agent) {
+                    tracing::warn!("the changes of `identity` or `secrets` are taken up at the next start");
+                }
                 config.send_if_modified(|current| {
                     let changed = **current != file.proxy;
                     *current = Arc::new(file.proxy);

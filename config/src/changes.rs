@@ -92,7 +92,7 @@ fn signature(path: &Path) -> Option<Signature> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
@@ -132,20 +132,21 @@ mod tests {
     #[tokio::test]
     async fn a_file_system_that_hangs_holds_up_no_task_and_meets_one_look_at_a_time() {
         static LOOKS: AtomicUsize = AtomicUsize::new(0);
-        static ANSWERS: Mutex<()> = Mutex::new(());
+        static ANSWER: Barrier = Barrier::new(2);
         fn hangs(_: &Path) -> Option<Signature> {
             let looks = LOOKS.fetch_add(1, Ordering::SeqCst);
-            drop(ANSWERS.lock());
+            if looks == 0 {
+                ANSWER.wait();
+            }
             Some((looks as u64, 0, 0, 0, 0))
         }
-        let silence = ANSWERS.lock().unwrap();
         let mut changes = Changes::unseen([PathBuf::from("/hangs")]);
         changes.look = hangs;
         for _ in 0..3 {
             assert!(tokio::time::timeout(Duration::from_millis(20), changes.look()).await.is_err());
         }
         assert!(LOOKS.load(Ordering::SeqCst) <= 1);
-        drop(silence);
+        ANSWER.wait();
         assert!(!changes.look().await, "the answer to the first look");
         assert_eq!(LOOKS.load(Ordering::SeqCst), 1);
         assert!(changes.look().await);

@@ -53,8 +53,10 @@ impl World {
     pub(crate) async fn start(narrate: bool) -> Result<Self, Failure> {
         let began = Instant::now();
         let directory = make_directory()?;
-        let mut world = Self { directory, children: Vec::new(), places: places()?, began, ready_after: Duration::ZERO };
-        match world.bring_up(narrate).await {
+        let addresses = addresses()?;
+        let places = addresses.places;
+        let mut world = Self { directory, children: Vec::new(), places, began, ready_after: Duration::ZERO };
+        match world.bring_up(&addresses, narrate).await {
             Ok(()) => {
                 world.ready_after = began.elapsed();
                 Ok(world)
@@ -67,12 +69,12 @@ impl World {
         }
     }
 
-    async fn bring_up(&mut self, narrate: bool) -> Result<(), Failure> {
+    async fn bring_up(&mut self, addresses: &Addresses, narrate: bool) -> Result<(), Failure> {
         let say = super::report::narrator(narrate);
         say(&format!("everything lives in {}", self.directory.display()));
         self.write_services()?;
-        let listen = free_address()?;
-        self.start_authority(listen).await?;
+        let listen = addresses.authority;
+        self.start_authority(listen, addresses.authority_admin).await?;
         say(&format!("the authority of {TRUST_DOMAIN} listens on {listen}"));
         for place in self.places {
             self.write_sidecar(&place, listen).await?;
@@ -88,7 +90,7 @@ impl World {
         Ok(())
     }
 
-    async fn start_authority(&mut self, listen: SocketAddr) -> Result<(), Failure> {
+    async fn start_authority(&mut self, listen: SocketAddr, admin: SocketAddr) -> Result<(), Failure> {
         let ca = self.path("ca").display().to_string();
         let init = ["ca", "init", "--trust-domain", TRUST_DOMAIN, "--directory", &ca, "--dns", "localhost", "--listen"];
         let mut init: Vec<String> = init.into_iter().map(Into::into).collect();
@@ -99,7 +101,7 @@ impl World {
         // The demo needs no admin endpoint of the authority, and must not take a fixed port.
         let file = self.path("ca/ca.yaml");
         let text = std::fs::read_to_string(&file).map_err(|error| Failure::failed("cannot read ca.yaml", error))?;
-        let admin = format!("admin: {{ listen: {} }}", free_address()?);
+        let admin = format!("admin: {{ listen: {admin} }}");
         let text: Vec<&str> =
             text.lines().map(|line| if line.starts_with("admin:") { admin.as_str() } else { line }).collect();
         self.write("ca/ca.yaml", &(text.join("\n") + "\n"))?;
@@ -275,28 +277,32 @@ fn make_directory() -> Result<PathBuf, Failure> {
 }
 
 fn is_tmpfs(path: &Path) -> bool {
-    const TMPFS: i64 = 0x0102_1994;
-    rustix::fs::statfs(path).is_ok_and(|status| i64::from(status.f_type) == TMPFS)
+    const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+    rustix::fs::statfs(path).is_ok_and(|status| status.f_type == TMPFS)
         && rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
-fn places() -> Result<[Place; 3], Failure> {
-    // All are held until the last is known, so that none is given twice.
-    let held: Vec<TcpListener> = (0..15)
-        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-        .collect::<Result<_, _>>()
-        .map_err(|error| Failure::failed("no free port on loopback", error))?;
+/// Addresses for everything that the demo starts.
+struct Addresses {
+    authority: SocketAddr,
+    authority_admin: SocketAddr,
+    places: [Place; 3],
+}
+
+/// Free addresses on loopback. They lie below the ports that the kernel gives to outgoing connections, so that none of
+/// those takes one before its process has bound it; and all are held until the last is known.
+fn addresses() -> Result<Addresses, Failure> {
+    const PORTS: std::ops::Range<u16> = 15_000..32_000;
+    let begin = PORTS.start + u16::try_from(std::process::id() % 15_000).unwrap_or(0);
+    let held: Vec<TcpListener> =
+        (begin..PORTS.end).filter_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()).take(17).collect();
     let mut addresses = held.iter().filter_map(|listener| listener.local_addr().ok());
-    let mut next = || addresses.next().ok_or_else(|| Failure::Failed("no free port on loopback".into()));
+    let mut next = || addresses.next().ok_or_else(|| Failure::Failed("no free ports on loopback".into()));
     let mut place = |name| -> Result<Place, Failure> {
         Ok(Place { name, app: next()?, inbound: next()?, admin: next()?, to_nlp: next()?, to_evals: next()? })
     };
-    Ok([place(Name::App)?, place(Name::Nlp)?, place(Name::Evals)?])
-}
-
-fn free_address() -> Result<SocketAddr, Failure> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    listener.map_err(|error| Failure::failed("no free port on loopback", error))
+    let places = [place(Name::App)?, place(Name::Nlp)?, place(Name::Evals)?];
+    Ok(Addresses { authority: next()?, authority_admin: next()?, places })
 }
 
 fn workloads() -> String {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use countersign_identity::{Bundle, BundleError, Bundles, Identity, Svid, SvidError, TrustDomain};
+use countersign_identity::{Bundle, BundleError, Bundles, Identity, SpiffeId, Svid, SvidError, TrustDomain};
 use countersign_runtime::Lifecycle;
 use countersign_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use countersign_wire::workload::{X509svidRequest, X509svidResponse};
@@ -23,6 +23,15 @@ enum IdentityError {
     /// It took too long.
     #[error("the Workload API did not answer within {} s", PATIENCE.as_secs())]
     Timeout,
+    /// It speaks for another workload now. A process is one workload for its life: else whoever takes over the socket
+    /// would change whom our peers and our app deal with.
+    #[error("the Workload API gives {given}, but we are {held}; restart to become the other")]
+    Another {
+        /// Whom we have been since the start.
+        held: SpiffeId,
+        /// Whom we were to be from now on.
+        given: SpiffeId,
+    },
     /// It sent an answer without an SVID.
     #[error("the Workload API sent no SVID")]
     NoSvid,
@@ -92,7 +101,13 @@ async fn follow_once(
             Err(status) => Err(IdentityError::Api(said(&status))),
         };
         match received {
-            Ok(received) => publish(received, identity, waiting),
+            Ok(received) => {
+                let held = identity.borrow().as_ref().map(|held| held.svid.id().clone());
+                if let Some(held) = held.filter(|held| held != received.svid.id()) {
+                    return Some(IdentityError::Another { held, given: received.svid.id().clone() });
+                }
+                publish(received, identity, waiting);
+            }
             Err(error) => return Some(error),
         }
         *backoff = Backoff::new();

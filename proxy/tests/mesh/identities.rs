@@ -212,3 +212,17 @@ impl rustls::client::danger::ServerCertVerifier for Anyone {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[tokio::test]
+async fn a_sidecar_does_not_become_another_workload_while_it_runs() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start("http", app.address).await;
+    let errors = || metric("countersign_identity_errors_total", &[]);
+    let before = errors();
+    // As when another agent takes over the socket.
+    pair.server_api.identity(&pair.authority.issue("spiffe://mesh.example/ns/a/sa/another"), &[&pair.authority]);
+    until("it is refused", || async { errors() > before + 0.5 }).await;
+    let (_, shown) = client::get(pair.server.admin, "/identity").await;
+    assert!(shown.contains(SERVER), "{shown}");
+    assert_eq!(client::get(pair.entrance, "/").await.0, 200);
+}
