@@ -61,9 +61,14 @@ impl Mesh {
 
     /// As [`Mesh::start`], but nothing runs yet; certificates last `ttl`.
     pub fn stopped(workloads: &[&str], ttl: &str, rules: &str) -> Self {
+        let directory = tempfile::Builder::new().prefix("countersign-test-").tempdir_in("/dev/shm").unwrap();
+        Self::stopped_in(directory, workloads, ttl, rules)
+    }
+
+    /// As [`Mesh::stopped`], in a directory that the test made.
+    pub fn stopped_in(directory: TempDir, workloads: &[&str], ttl: &str, rules: &str) -> Self {
         // The tests' own HTTP client asks for the default provider; the first mesh of the process sets it.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let directory = tempfile::Builder::new().prefix("countersign-test-").tempdir_in("/dev/shm").unwrap();
         let authority = Authority::init(&directory.path().join("ca"));
         let mut registrations = "workloads:\n".to_owned();
         for name in workloads {

@@ -48,7 +48,13 @@ pub async fn nginx(directory: &Path, server: &str, listens: SocketAddr) -> Proce
 /// OpenBao in dev mode, with the root token `root`. Returns its address.
 pub async fn openbao(directory: &Path) -> (Process, SocketAddr) {
     std::fs::create_dir_all(directory).unwrap();
-    let address = free_address();
+    // It takes the next port too, for its cluster.
+    let address = loop {
+        let (api, cluster) = (free_address(), free_address());
+        if cluster.port() == api.port() + 1 {
+            break api;
+        }
+    };
     let mut command = Command::new(there(cache().join("bin/bao")));
     command.args(["server", "-dev", "-dev-no-store-token", "-dev-root-token-id=root"]);
     command.arg(format!("-dev-listen-address={address}")).env("HOME", directory);

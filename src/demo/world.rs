@@ -292,10 +292,15 @@ struct Addresses {
 /// Free addresses on loopback. They lie below the ports that the kernel gives to outgoing connections, so that none of
 /// those takes one before its process has bound it; and all are held until the last is known.
 fn addresses() -> Result<Addresses, Failure> {
-    const PORTS: std::ops::Range<u16> = 15_000..32_000;
-    let begin = PORTS.start + u16::try_from(std::process::id() % 15_000).unwrap_or(0);
-    let held: Vec<TcpListener> =
-        (begin..PORTS.end).filter_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()).take(17).collect();
+    const FIRST: u16 = 15_000;
+    const COUNT: u16 = 17_000;
+    // At random, so that two demos that start together do not choose the same.
+    let random = |_| {
+        let mut bytes = [0; 2];
+        aws_lc_rs::rand::fill(&mut bytes).ok()?;
+        TcpListener::bind((Ipv4Addr::LOCALHOST, FIRST + u16::from_ne_bytes(bytes) % COUNT)).ok()
+    };
+    let held: Vec<TcpListener> = (0..1_000).filter_map(random).take(17).collect();
     let mut addresses = held.iter().filter_map(|listener| listener.local_addr().ok());
     let mut next = || addresses.next().ok_or_else(|| Failure::Failed("no free ports on loopback".into()));
     let mut place = |name| -> Result<Place, Failure> {
