@@ -99,6 +99,9 @@ pub async fn postgres() -> (Process, SocketAddr, tempfile::TempDir) {
         &address.port().to_string(),
         "-c",
         "fsync=off",
+        // In its own directory, or a killed server leaves its shared memory behind.
+        "-c",
+        "dynamic_shared_memory_type=mmap",
         "-k",
         "",
     ]);
