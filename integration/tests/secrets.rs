@@ -77,7 +77,11 @@ async fn a_secret_changed_in_openbao_reaches_the_file_and_the_app() {
 
     // The backend goes away: the last good value stays.
     world._bao_process = None;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    eventually("the outage is noticed", async || {
+        let failed = sidecar.metric("countersign_secrets_fetch_total", &["result=\"unavailable\""]).await;
+        if failed >= 1.0 { Ok(()) } else { Err(failed) }
+    })
+    .await;
     assert_eq!(world.published("key").unwrap(), "second-value-77ab");
     let log = sidecar.process.log();
     let metrics = sidecar.get("/metrics").await.unwrap().1;
