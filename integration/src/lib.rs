@@ -10,6 +10,6 @@ mod process;
 pub mod stranger;
 mod wait;
 
-pub use mesh::{Authority, Mesh, Service, Sidecar, TRUST_DOMAIN};
+pub use mesh::{Authority, Mesh, Pair, Service, Sidecar, TRUST_DOMAIN};
 pub use process::{Process, binary, free_address, run};
 pub use wait::{DEADLINE, eventually};

@@ -9,7 +9,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Process, eventually, free_address, run};
+use crate::{Process, eventually, free_address, peers, run};
 
 pub const TRUST_DOMAIN: &str = "test.example";
 
@@ -17,6 +17,32 @@ pub const TRUST_DOMAIN: &str = "test.example";
 pub struct Mesh {
     directory: TempDir,
     pub authority: Authority,
+}
+
+/// The least mesh that carries a request: `client` calls `server`, an nginx that answers `well` to everything.
+pub struct Pair {
+    pub mesh: Mesh,
+    pub client: Sidecar,
+    pub server: Sidecar,
+    /// The nginx behind `server`; dropped, it is gone.
+    pub app: Process,
+    /// Where the app of `client` reaches `server`.
+    pub upstream: SocketAddr,
+}
+
+impl Pair {
+    /// A pair under the policy `rules`, both sidecars ready.
+    pub async fn start(rules: &str) -> Self {
+        let mesh = Mesh::start(&["client", "server"], rules).await;
+        let listen = free_address();
+        let app =
+            peers::nginx(&mesh.path("nginx"), &format!("server {{ listen {listen}; return 200 well; }}"), listen).await;
+        let server = Mesh::service("server", listen, "http");
+        let mut client = Mesh::service("client", free_address(), "http");
+        let upstream = client.calls(&server);
+        let (client, server) = (mesh.sidecar(client).await, mesh.sidecar(server).await);
+        Self { mesh, client, server, app, upstream }
+    }
 }
 
 /// The authority and its files.

@@ -4,23 +4,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use countersign_integration::{Mesh, Process, Sidecar, eventually, free_address, peers};
+use countersign_integration::{Pair, eventually, free_address};
 use reqwest::StatusCode;
 use rustix::process::Signal;
 
 const RULES: &str = "rules:\n  - { name: open, from: /ns/test/sa/client, to: /ns/test/sa/server, allow: {} }\n";
-
-async fn pair() -> (Mesh, Sidecar, Sidecar, Process, SocketAddr) {
-    let mesh = Mesh::start(&["client", "server"], RULES).await;
-    let listen = free_address();
-    let app =
-        peers::nginx(&mesh.path("nginx"), &format!("server {{ listen {listen}; return 200 well; }}"), listen).await;
-    let server = Mesh::service("server", listen, "http");
-    let mut client = Mesh::service("client", free_address(), "http");
-    let upstream = client.calls(&server);
-    let (client, server) = (mesh.sidecar(client).await, mesh.sidecar(server).await);
-    (mesh, client, server, app, upstream)
-}
 
 async fn status(upstream: SocketAddr) -> Result<StatusCode, String> {
     reqwest::get(format!("http://{upstream}/x")).await.map(|answer| answer.status()).map_err(|error| error.to_string())
@@ -28,7 +16,7 @@ async fn status(upstream: SocketAddr) -> Result<StatusCode, String> {
 
 #[tokio::test]
 async fn a_changed_file_is_taken_up_and_a_broken_one_changes_nothing() {
-    let (_mesh, client, _server, _app, upstream) = pair().await;
+    let Pair { mesh: _mesh, client, server: _server, app: _app, upstream } = Pair::start(RULES).await;
     let file = client.path("sidecar.yaml");
     let right = std::fs::read_to_string(&file).unwrap();
 
@@ -58,7 +46,7 @@ async fn a_changed_file_is_taken_up_and_a_broken_one_changes_nothing() {
 
 #[tokio::test]
 async fn on_sigterm_the_sidecar_serves_its_app_until_the_app_has_gone() {
-    let (_mesh, mut client, mut server, app, upstream) = pair().await;
+    let Pair { mesh: _mesh, mut client, mut server, app, upstream } = Pair::start(RULES).await;
     server.process.signal(Signal::TERM);
     eventually("it drains", async || {
         let (status, body) = server.get("/ready").await?;

@@ -4,23 +4,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use countersign_integration::{Mesh, Process, Sidecar, eventually, free_address, peers};
+use countersign_integration::{Pair, eventually};
 use reqwest::StatusCode;
 
 const ALLOW: &str = "rules:\n  - { name: open, from: /ns/test/sa/client, to: /ns/test/sa/server, allow: {} }\n";
 const DENY: &str = "rules: []\n";
-
-async fn pair(rules: &str) -> (Mesh, [Sidecar; 2], Process, SocketAddr) {
-    let mesh = Mesh::start(&["client", "server"], rules).await;
-    let listen = free_address();
-    let app =
-        peers::nginx(&mesh.path("nginx"), &format!("server {{ listen {listen}; return 200 well; }}"), listen).await;
-    let server = Mesh::service("server", listen, "http");
-    let mut client = Mesh::service("client", free_address(), "http");
-    let upstream = client.calls(&server);
-    let sidecars = [mesh.sidecar(client).await, mesh.sidecar(server).await];
-    (mesh, sidecars, app, upstream)
-}
 
 async fn status(upstream: SocketAddr) -> StatusCode {
     reqwest::get(format!("http://{upstream}/x")).await.unwrap().status()
@@ -28,7 +16,7 @@ async fn status(upstream: SocketAddr) -> StatusCode {
 
 #[tokio::test]
 async fn a_changed_policy_is_in_force_within_a_second() {
-    let (mesh, _sidecars, _app, upstream) = pair(ALLOW).await;
+    let Pair { mesh, upstream, client: _client, server: _server, app: _app } = Pair::start(ALLOW).await;
     assert_eq!(status(upstream).await, StatusCode::OK);
     for (rules, wanted) in [(DENY, StatusCode::FORBIDDEN), (ALLOW, StatusCode::OK)] {
         mesh.authority.write_policy(rules);
@@ -45,7 +33,7 @@ async fn a_changed_policy_is_in_force_within_a_second() {
 
 #[tokio::test]
 async fn a_broken_policy_changes_nothing_and_is_named_with_its_line() {
-    let (mut mesh, _sidecars, _app, upstream) = pair(ALLOW).await;
+    let Pair { mut mesh, upstream, client: _client, server: _server, app: _app } = Pair::start(ALLOW).await;
     mesh.authority.write_policy("rules:\n  - { name: open, form: nobody, to: nowhere, allow: {} }\n");
     eventually("the failure is counted", async || {
         let failures = mesh.authority.metric("countersign_ca_reload_failures_total", &["policy"]).await;
@@ -66,7 +54,8 @@ async fn a_broken_policy_changes_nothing_and_is_named_with_its_line() {
 
 #[tokio::test]
 async fn audit_lets_pass_and_records() {
-    let (_mesh, [_client, server], _app, upstream) = pair(&format!("{DENY}mode: audit\n")).await;
+    let Pair { mesh: _mesh, upstream, client: _client, server, app: _app } =
+        Pair::start(&format!("{DENY}mode: audit\n")).await;
     assert_eq!(status(upstream).await, StatusCode::OK);
     let audited = server.metric("countersign_decisions_total", &["audit"]).await;
     assert!(audited >= 1.0, "the decision was not recorded");

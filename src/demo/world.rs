@@ -220,7 +220,7 @@ impl World {
         log.and_then(|child| std::fs::read_to_string(&child.log).ok()).unwrap_or_default()
     }
 
-    /// The process ID's of the children are theirs; the directory is the demo's.
+    /// A path in the demo's directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
