@@ -8,8 +8,7 @@ mod mesh;
 pub mod peers;
 mod process;
 pub mod stranger;
-mod wait;
 
+pub use countersign_testing::{DEADLINE, PROMPT, eventually, free_address, free_neighbours};
 pub use mesh::{Authority, Mesh, Pair, Service, Sidecar, TRUST_DOMAIN};
-pub use process::{Process, binary, free_address, run};
-pub use wait::{DEADLINE, eventually};
+pub use process::{Process, binary, run};

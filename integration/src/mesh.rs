@@ -9,7 +9,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Process, eventually, free_address, peers, run};
+use crate::{Process, free_address, peers, run};
 
 pub const TRUST_DOMAIN: &str = "test.example";
 
@@ -186,9 +186,10 @@ impl Authority {
     /// Starts the process and waits until it is ready.
     pub async fn start(&mut self) {
         let config = self.config();
-        self.process = Some(Process::countersign(&["ca", "run", "-c", &config], &self.directory.join("log")));
+        let process = Process::countersign(&["ca", "run", "-c", &config], &self.directory.join("log"));
         let admin = self.admin;
-        eventually("the authority is ready", async || get(admin, "/ready").await.and_then(ok)).await;
+        process.until("the authority is ready", async || get(admin, "/ready").await.and_then(ok)).await;
+        self.process = Some(process);
     }
 
     pub fn config(&self) -> String {
@@ -266,10 +267,8 @@ impl Sidecar {
 
     /// Waits until `/ready` answers 200.
     pub async fn ready(&self) {
-        eventually(&format!("{} is ready", self.service.name), async || {
-            get(self.admin, "/ready").await.and_then(ok).map_err(|why| format!("{why}\n{}", self.process.log()))
-        })
-        .await;
+        let what = format!("{} is ready", self.service.name);
+        self.process.until(&what, async || get(self.admin, "/ready").await.and_then(ok)).await;
     }
 
     /// What an admin route answers now.

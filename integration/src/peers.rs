@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Process, eventually, free_address};
+use crate::{Process, free_address, free_neighbours};
 
 /// The folder of built peers.
 fn cache() -> PathBuf {
@@ -49,22 +49,13 @@ pub async fn nginx(directory: &Path, server: &str, listens: SocketAddr) -> Proce
 pub async fn openbao(directory: &Path) -> (Process, SocketAddr) {
     std::fs::create_dir_all(directory).unwrap();
     // It takes the next port too, for its cluster.
-    let address = loop {
-        let (api, cluster) = (free_address(), free_address());
-        if cluster.port() == api.port() + 1 {
-            break api;
-        }
-    };
+    let (address, _cluster) = free_neighbours();
     let mut command = Command::new(there(cache().join("bin/bao")));
     command.args(["server", "-dev", "-dev-no-store-token", "-dev-root-token-id=root"]);
     command.arg(format!("-dev-listen-address={address}")).env("HOME", directory);
     let process = Process::start(&mut command, &directory.join("log"));
-    eventually("OpenBao is ready", async || {
-        let response =
-            reqwest::get(format!("http://{address}/v1/sys/health")).await.map_err(|error| error.to_string())?;
-        if response.status().is_success() { Ok(()) } else { Err(format!("{}\n{}", response.status(), process.log())) }
-    })
-    .await;
+    let health = format!("http://{address}/v1/sys/health");
+    process.until("OpenBao is ready", async || reqwest::get(&health).await?.error_for_status().map(drop)).await;
     (process, address)
 }
 
@@ -121,8 +112,6 @@ fn postgres_bin() -> PathBuf {
 
 /// Waits until something listens on `address`.
 pub async fn listening(what: &str, address: SocketAddr, process: &Process) {
-    eventually(&format!("{what} listens on {address}"), async || {
-        tokio::net::TcpStream::connect(address).await.map(drop).map_err(|error| format!("{error}\n{}", process.log()))
-    })
-    .await;
+    let what = format!("{what} listens on {address}");
+    process.until(&what, async || tokio::net::TcpStream::connect(address).await.map(drop)).await;
 }

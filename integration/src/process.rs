@@ -1,13 +1,14 @@
 //! Processes that a test starts, and that end with it.
 
+use std::fmt::Display;
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+
+use countersign_testing::eventually;
 
 /// The binary under test: built by `make build` (or `cargo build`) beside the test binaries.
 pub fn binary() -> PathBuf {
@@ -24,22 +25,6 @@ pub fn binary() -> PathBuf {
 /// Runs the binary to its end.
 pub fn run(arguments: &[&str]) -> Output {
     Command::new(binary()).args(arguments).stdin(Stdio::null()).output().unwrap()
-}
-
-/// An address on loopback that nothing listens on, and that no other call gives. It lies below the ports that the kernel
-/// gives to outgoing connections, so that none of those takes it before the process under test has bound it.
-pub fn free_address() -> SocketAddr {
-    const FIRST: u16 = 10_000;
-    const COUNT: u16 = 22_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let begin = u16::try_from(u64::from(std::process::id()) * 97 % u64::from(COUNT)).unwrap();
-    loop {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = FIRST + begin.wrapping_add(step) % COUNT;
-        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            return listener.local_addr().unwrap();
-        }
-    }
 }
 
 /// A running process, its output in a file. Killed when dropped.
@@ -72,8 +57,24 @@ impl Process {
     }
 
     /// Whether it still runs.
-    pub fn running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+    pub fn running(&self) -> bool {
+        // Looked at and left to be waited for.
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(Pid::from_raw(self.pid().cast_signed()).unwrap()), look).unwrap().is_none()
+    }
+
+    /// Looks until `look` gives `Ok`; fails the test with the log if the process ends before, or after [`DEADLINE`].
+    ///
+    /// [`DEADLINE`]: countersign_testing::DEADLINE
+    pub async fn until<E: Display>(&self, what: &str, mut look: impl AsyncFnMut() -> Result<(), E>) {
+        eventually(what, async || {
+            let looked = look().await.map_err(|why| format!("{why}; its log:\n{}", self.log()));
+            if looked.is_err() {
+                assert!(self.running(), "{what}: the process has ended; its log:\n{}", self.log());
+            }
+            looked
+        })
+        .await;
     }
 
     pub fn signal(&self, signal: Signal) {

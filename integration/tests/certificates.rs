@@ -48,8 +48,7 @@ async fn bad_client_certificates_are_refused_and_counted_by_reason() {
         socket.display()
     );
     std::fs::write(&config, yaml).unwrap();
-    let mut proxy =
-        Process::countersign(&["proxy", "-c", &config.display().to_string()], &directory.path().join("log"));
+    let proxy = Process::countersign(&["proxy", "-c", &config.display().to_string()], &directory.path().join("log"));
     eventually("the proxy is ready", async || {
         let answer = reqwest::get(format!("http://{admin}/ready")).await.map_err(|error| error.to_string())?;
         if answer.status().is_success() {

@@ -141,12 +141,12 @@ pub(crate) fn report(connection: &Connection, fault: &Fault, ticket: Option<&Tic
     let facts = fault.facts();
     let listener = &connection.listener;
     listener.metrics.fault(facts.blame, facts.reason);
+    if matches!(fault, Fault::Refused(_)) {
+        listener.metrics.guarded(facts.reason);
+    }
     // A denial was logged, with its reasons, under its decision.
     if matches!(fault, Fault::Denied(_)) || !listener.faults.passes(&listener.name) {
         return;
-    }
-    if matches!(fault, Fault::Refused(_)) {
-        listener.metrics.guarded(facts.reason);
     }
     let peer = connection.peer.as_ref().map(|peer| peer.id().to_string());
     let request = ticket.map(|ticket| {

@@ -1,9 +1,11 @@
 //! The demo's small world: a directory with the files that a user would write, and the processes that run on them.
 
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use countersign_runtime::Reserved;
 
 use super::child::{self, Child};
 use super::observe;
@@ -42,6 +44,8 @@ pub(crate) struct World {
     directory: PathBuf,
     children: Vec<Child>,
     places: [Place; 3],
+    /// The addresses of all of them, which a child may have to bind again.
+    _reserved: Vec<Reserved>,
     /// When the authority was started.
     pub(crate) began: Instant,
     /// Until every sidecar was ready.
@@ -53,9 +57,11 @@ impl World {
     pub(crate) async fn start(narrate: bool) -> Result<Self, Failure> {
         let began = Instant::now();
         let directory = make_directory()?;
-        let addresses = addresses()?;
+        let mut reserved = Vec::new();
+        let addresses = addresses(&mut reserved)?;
         let places = addresses.places;
-        let mut world = Self { directory, children: Vec::new(), places, began, ready_after: Duration::ZERO };
+        let children = Vec::new();
+        let mut world = Self { directory, children, places, _reserved: reserved, began, ready_after: Duration::ZERO };
         match world.bring_up(&addresses, narrate).await {
             Ok(()) => {
                 world.ready_after = began.elapsed();
@@ -289,20 +295,14 @@ struct Addresses {
     places: [Place; 3],
 }
 
-/// Free addresses on loopback. They lie below the ports that the kernel gives to outgoing connections, so that none of
-/// those takes one before its process has bound it; and all are held until the last is known.
-fn addresses() -> Result<Addresses, Failure> {
-    const FIRST: u16 = 15_000;
-    const COUNT: u16 = 17_000;
-    // At random, so that two demos that start together do not choose the same.
-    let random = |_| {
-        let mut bytes = [0; 2];
-        aws_lc_rs::rand::fill(&mut bytes).ok()?;
-        TcpListener::bind((Ipv4Addr::LOCALHOST, FIRST + u16::from_ne_bytes(bytes) % COUNT)).ok()
+/// Addresses on loopback that nobody else gets while `reserved` lives.
+fn addresses(reserved: &mut Vec<Reserved>) -> Result<Addresses, Failure> {
+    let mut next = || {
+        let made = Reserved::any().map_err(|error| Failure::failed("no free address on loopback", error))?;
+        let address = made.address();
+        reserved.push(made);
+        Ok::<_, Failure>(address)
     };
-    let held: Vec<TcpListener> = (0..1_000).filter_map(random).take(17).collect();
-    let mut addresses = held.iter().filter_map(|listener| listener.local_addr().ok());
-    let mut next = || addresses.next().ok_or_else(|| Failure::Failed("no free ports on loopback".into()));
     let mut place = |name| -> Result<Place, Failure> {
         Ok(Place { name, app: next()?, inbound: next()?, admin: next()?, to_nlp: next()?, to_evals: next()? })
     };

@@ -6,7 +6,8 @@ use std::time::Duration;
 use countersign_identity::{Identity, Role, Svid, TrustDomain, verify_peer};
 use rustls_pki_types::UnixTime;
 
-use crate::support::authority::{Authority, WORKLOAD, bundle, free_address, issuer};
+use crate::support::authority::{Authority, WORKLOAD, bundle, issuer};
+use crate::support::free_address;
 use crate::support::{Running, eventually};
 
 fn identity(running: &Running) -> Option<Arc<Identity>> {

@@ -10,10 +10,11 @@ use countersign_agent::{Agent, Config};
 use countersign_config::Document;
 use countersign_identity::TrustDomain;
 use countersign_runtime::Lifecycle;
+pub(crate) use countersign_testing::{DEADLINE, PROMPT, free_address};
 
 /// What `try_it` gives, as soon as it gives something.
 pub(crate) async fn eventually<T>(what: &str, mut try_it: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + DEADLINE;
     loop {
         if let Some(found) = try_it() {
             return found;
@@ -56,7 +57,7 @@ impl Running {
 
     pub(crate) async fn stop(self) {
         self.lifecycle.stop();
-        tokio::time::timeout(Duration::from_secs(5), self.lifecycle.finished()).await.expect("it stops");
+        tokio::time::timeout(PROMPT, self.lifecycle.finished()).await.expect("it stops");
     }
 }
 

@@ -15,7 +15,8 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 
-use crate::support::authority::{Authority, WORKLOAD, bundle, free_address, issuer, socket};
+use crate::support::authority::{Authority, WORKLOAD, bundle, issuer, socket};
+use crate::support::free_address;
 use crate::support::{Running, eventually};
 
 async fn stranger(directory: &Path) -> WorkloadApiClient {

@@ -9,6 +9,7 @@ use countersign_ca::{Config, Init, RunError, Serving, audit, init, start};
 use countersign_identity::tls::{Alpn, PeerVerifier, client_config};
 use countersign_identity::{Bundle, Bundles, SpiffeId, TrustDomain};
 use countersign_runtime::Lifecycle;
+pub(crate) use countersign_testing::{DEADLINE, PROMPT};
 use countersign_wire::authority::attest_request::Evidence;
 use countersign_wire::authority::authority_client::AuthorityClient;
 use countersign_wire::authority::{
@@ -23,9 +24,6 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
-
-/// Nothing here takes longer, on a slow machine either.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A workload that is attested by join token.
 pub(crate) const WEB: &str = "/ns/shop/sa/web";

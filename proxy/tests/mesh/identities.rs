@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::support::app::answer;
 use super::support::pki::{Authority, Issued, uri, valid_for};
 use super::support::sidecar::metric;
-use super::support::{App, CLIENT, Pair, SERVER, Sidecar, WorkloadApi, client, free, soon, until};
+use super::support::{App, CLIENT, Pair, SERVER, Sidecar, WorkloadApi, client, free_address, soon, until};
 
 /// Dials the inbound side with any certificate, accepts any server, and says whether a byte comes back.
 async fn knock(pair: &Pair, issued: Option<&Issued>) -> bool {
@@ -80,7 +80,7 @@ async fn clients_that_are_not_who_they_should_be_are_refused_counted_and_named()
 
 #[tokio::test]
 async fn a_server_with_another_identity_gets_no_byte() {
-    let pair = Pair::start("http", free()).await;
+    let pair = Pair::start("http", free_address()).await;
     let other = pair.authority.issue("spiffe://example.org/ns/t/sa/other");
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -107,7 +107,7 @@ async fn a_server_with_another_identity_gets_no_byte() {
 
 #[tokio::test]
 async fn a_plain_server_is_never_spoken_to_in_plain() {
-    let pair = Pair::start("http", free()).await;
+    let pair = Pair::start("http", free_address()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(async move {
@@ -131,7 +131,7 @@ async fn a_plain_server_is_never_spoken_to_in_plain() {
 #[tokio::test]
 async fn without_an_identity_a_sidecar_waits_and_says_why() {
     let api = WorkloadApi::new();
-    let (entrance, inbound) = (free(), free());
+    let (entrance, inbound) = (free_address(), free_address());
     let yaml = format!(
         "outbound:\n- {{ name: waits-out, listen: '{entrance}', to: 'localhost:1', identity: /x, protocol: http }}\n\
          inbound:\n- {{ name: waits-in, listen: '{inbound}', app: '127.0.0.1:1', protocol: http }}\n"

@@ -1,13 +1,11 @@
 //! Bytes of which nothing is known.
 
-use std::time::Duration;
-
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::support::sidecar::metric;
-use super::support::{App, LESS, Pair, soon, until};
+use super::support::{App, LESS, PROMPT, Pair, soon, until};
 
 #[tokio::test]
 async fn the_server_may_speak_first() {
@@ -60,7 +58,7 @@ async fn a_connection_that_the_policy_comes_to_deny_is_closed_within_a_second() 
     pair.server_api.policy(LESS);
     let start = Instant::now();
     assert!(matches!(soon("the end", tcp.read(&mut byte)).await, Ok(0) | Err(_)));
-    assert!(start.elapsed() < Duration::from_secs(1));
+    assert!(start.elapsed() < PROMPT);
 
     let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
     assert!(matches!(soon("a new one is refused", tcp.read(&mut byte)).await, Ok(0) | Err(_)));

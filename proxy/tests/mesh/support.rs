@@ -6,14 +6,13 @@ pub(crate) mod pki;
 pub(crate) mod sidecar;
 pub(crate) mod workload_api;
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use app::App;
+pub(crate) use countersign_testing::{PROMPT, free_address};
 pub(crate) use pki::Authority;
 pub(crate) use sidecar::{Pair, Sidecar};
 pub(crate) use workload_api::WorkloadApi;
@@ -67,17 +66,4 @@ pub(crate) async fn read_to(io: &mut (impl AsyncRead + Unpin), end: &str) -> Str
         }
     }
     text
-}
-
-/// An address of loopback that nobody listens on: below the ports that the system gives to connections, or one of those
-/// might take it before the test does.
-pub(crate) fn free() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let offset = std::process::id() % 10_000 + u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
-        let address = SocketAddr::from(([127, 0, 0, 1], 12_000 + u16::try_from(offset % 20_000).unwrap()));
-        if std::net::TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
 }

@@ -17,7 +17,9 @@ use tokio::time::{Instant, timeout};
 
 use super::support::app::{AppBody, answer};
 use super::support::sidecar::metric;
-use super::support::{App, Authority, CLIENT, LESS, Pair, SERVER, Sidecar, WorkloadApi, client, free, read_to, soon};
+use super::support::{
+    App, Authority, CLIENT, LESS, PROMPT, Pair, SERVER, Sidecar, WorkloadApi, client, free_address, read_to, soon,
+};
 
 #[tokio::test]
 async fn a_cold_burst_goes_over_as_few_connections_as_the_other_end_allows() {
@@ -97,7 +99,7 @@ async fn a_request_that_was_never_sent_goes_over_one_more_connection_and_is_then
     // The first is opened for all who wait, and may be found dead before a request is given to it.
     for (dead, expected) in [(1, 200), (2, 200), (usize::MAX, 503)] {
         let app = workload(&authority, dead).await;
-        let entrance = free();
+        let entrance = free_address();
         let sidecar = Sidecar::start(&outbound(entrance, &app), &api);
         sidecar.ready().await;
         let request = client::request("POST", "/", client::full("not safe to send twice"));
@@ -134,13 +136,13 @@ async fn a_dial_that_requests_wait_for_ends_with_the_process() {
     let api = WorkloadApi::new();
     api.identity(&authority.issue(CLIENT), &[&authority]);
     api.policy(super::support::ALLOW);
-    let entrance = free();
+    let entrance = free_address();
     let sidecar = Sidecar::start(&outbound(entrance, &silent), &api);
     sidecar.ready().await;
     let asked = tokio::spawn(client::try_get(entrance, "/"));
     soon("it is dialled", heard.recv()).await.unwrap();
     sidecar.lifecycle.stop();
-    timeout(Duration::from_secs(2), sidecar.lifecycle.finished()).await.expect("a task outlives the process");
+    timeout(PROMPT, sidecar.lifecycle.finished()).await.expect("a task outlives the process");
     asked.abort();
 }
 
@@ -180,5 +182,5 @@ async fn a_cut_takes_effect_though_the_caller_does_not_read() {
     pair.server_api.policy(LESS);
     let start = Instant::now();
     soon("the app's response is dropped", heard.recv()).await.unwrap();
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
 }

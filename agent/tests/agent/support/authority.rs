@@ -1,7 +1,6 @@
 //! An authority that speaks the wire protocol over TLS, on a runtime of its own so that it can die at once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -351,12 +350,6 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
-
-/// A port of loopback that nobody listens on.
-pub(crate) fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 /// The socket that [`Authority::sidecar`] names.
 pub(crate) fn socket(directory: &Path) -> PathBuf {
     directory.join("agent.sock")

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::pki::Authority;
 use super::workload_api::WorkloadApi;
-use super::{ALLOW, CLIENT, SERVER, client, free, until};
+use super::{ALLOW, CLIENT, SERVER, client, free_address, until};
 
 pub(crate) struct Sidecar {
     pub(crate) admin: SocketAddr,
@@ -59,7 +59,7 @@ pub(crate) fn config(yaml: &str) -> Arc<Config> {
 
 impl Sidecar {
     pub(crate) fn start(yaml: &str, api: &WorkloadApi) -> Self {
-        let admin = free();
+        let admin = free_address();
         let (config, updates) = watch::channel(config(&format!("{yaml}admin: {{ listen: '{admin}' }}\n")));
         let lifecycle = Lifecycle::new();
         let surroundings = Surroundings {
@@ -111,7 +111,7 @@ impl Pair {
         server_api.identity(&authority.issue(SERVER), &[&authority]);
         client_api.policy(ALLOW);
         server_api.policy(ALLOW);
-        let (entrance, inbound) = (free(), free());
+        let (entrance, inbound) = (free_address(), free_address());
         // Unique, for metrics are one to the test process.
         let name = format!("edge-{}-{}", entrance.port(), inbound.port());
         let client_config = format!(

@@ -1,0 +1,8 @@
+//! What the tests of several crates need. Nothing of it is built into the product.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod address;
+mod wait;
+
+pub use address::{free_address, free_neighbours};
+pub use wait::{DEADLINE, PROMPT, eventually};
