@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use countersign_integration::{Mesh, PROMPT, Process, Sidecar, eventually, free_address, peers};
+use countersign_integration::{Mesh, Process, Sidecar, eventually, free_address, peers};
 
 async fn put(bao: SocketAddr, path: &str, json: &str) {
     let request = reqwest::Client::new().post(format!("http://{bao}/v1/secret/data/{path}"));
@@ -72,7 +72,7 @@ async fn a_secret_changed_in_openbao_reaches_the_file_and_the_app() {
     put(world.bao, "app", r#"{"key":"second-value-77ab","user":"u","pass":"new"}"#).await;
     published(&world, "key", "second-value-77ab", &sidecar).await;
     published(&world, "url", "postgres://u:new@db", &sidecar).await;
-    assert!(changed.elapsed() < PROMPT, "took {:?}", changed.elapsed());
+    assert!(changed.elapsed() < Duration::from_secs(5), "took {:?}", changed.elapsed());
     eventually("the app was told", async || if reloaded.is_finished() { Ok(()) } else { Err("not yet") }).await;
 
     // The backend goes away: the last good value stays.

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod address;
+mod any_server;
 mod wait;
 
 pub use address::{free_address, free_neighbours};
+pub use any_server::AnyServer;
 pub use wait::{DEADLINE, PROMPT, eventually};

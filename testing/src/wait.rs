@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 /// How long a condition may take on a busy machine before the test fails.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What is promised within a second must be done by then: room for a busy machine, and less than any time limit or
-/// retry that would bring it about without the promise.
-pub const PROMPT: Duration = Duration::from_secs(4);
+/// What is promised within a second: a policy in force, an abort that is noticed, a file that is published.
+pub const PROMPT: Duration = Duration::from_secs(1);
 
 /// Looks until `look` gives `Ok`, and returns that; fails the test with the last `Err` after [`DEADLINE`].
 pub async fn eventually<T, E: Display>(what: &str, mut look: impl AsyncFnMut() -> Result<T, E>) -> T {

@@ -57,7 +57,7 @@ impl Running {
 
     pub(crate) async fn stop(self) {
         self.lifecycle.stop();
-        tokio::time::timeout(PROMPT, self.lifecycle.finished()).await.expect("it stops");
+        tokio::time::timeout(Duration::from_secs(5), self.lifecycle.finished()).await.expect("it stops");
     }
 }
 

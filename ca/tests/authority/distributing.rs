@@ -160,7 +160,7 @@ async fn an_authority_that_stops_says_so_and_the_agent_can_come_back() {
     let begun = Instant::now();
     authority.stop().await;
     assert_eq!(following.next().await.unwrap_err().code(), Code::Unavailable);
-    assert!(begun.elapsed() < PROMPT, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

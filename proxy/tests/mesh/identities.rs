@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use countersign_identity::tls::Alpn;
 use countersign_identity::{Bundle, Bundles, Identity, Svid, TrustDomain};
+use countersign_testing::AnyServer;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose};
 use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -23,7 +24,7 @@ async fn knock(pair: &Pair, issued: Option<&Issued>) -> bool {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(provider)));
+        .with_custom_certificate_verifier(AnyServer::new(provider));
     let config = match issued {
         Some(issued) => {
             let chain = vec![CertificateDer::from(issued.leaf.clone())];
@@ -167,50 +168,6 @@ fn identity(issued: &Issued, authority: &Authority) -> Identity {
     let bundle = Bundle::from_der([CertificateDer::from(authority.certificate.clone())]).unwrap();
     let domain = TrustDomain::new("example.org").unwrap();
     Identity { svid: Arc::new(svid), bundles: Arc::new(Bundles::new([(domain, bundle)])) }
-}
-
-/// A client that does not care who the server is.
-#[derive(Debug)]
-struct Anyone(Arc<rustls::crypto::CryptoProvider>);
-
-impl rustls::client::danger::ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: rustls_pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 use super::support::app::{AppBody, answer};
 use super::support::sidecar::metric;
 use super::support::{
-    App, Authority, CLIENT, LESS, PROMPT, Pair, SERVER, Sidecar, WorkloadApi, client, free_address, read_to, soon,
+    App, Authority, CLIENT, LESS, Pair, SERVER, Sidecar, WorkloadApi, client, free_address, read_to, soon,
 };
 
 #[tokio::test]
@@ -142,7 +142,7 @@ async fn a_dial_that_requests_wait_for_ends_with_the_process() {
     let asked = tokio::spawn(client::try_get(entrance, "/"));
     soon("it is dialled", heard.recv()).await.unwrap();
     sidecar.lifecycle.stop();
-    timeout(PROMPT, sidecar.lifecycle.finished()).await.expect("a task outlives the process");
+    timeout(Duration::from_secs(2), sidecar.lifecycle.finished()).await.expect("a task outlives the process");
     asked.abort();
 }
 
@@ -182,5 +182,5 @@ async fn a_cut_takes_effect_though_the_caller_does_not_read() {
     pair.server_api.policy(LESS);
     let start = Instant::now();
     soon("the app's response is dropped", heard.recv()).await.unwrap();
-    assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 }
