@@ -8,6 +8,7 @@ mod sidecar;
 mod signals;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
@@ -37,7 +38,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::failed("cannot start", error))?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match cli.command {
             Command::Demo(options) => demo::run(options).await,
             Command::DemoService(options) => demo::service::run(options).await,
@@ -46,8 +47,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Agent(options) => sidecar::agent(&options).await,
             Command::Ca(command) => authority::run(command).await,
         }
-    })
+    });
+    // A thread that waits for a file system that hangs does not keep the process from its end.
+    runtime.shutdown_timeout(LEAVE);
+    result
 }
+
+/// How long blocking work may take to end with the process.
+const LEAVE: Duration = Duration::from_secs(1);
 
 /// One provider for the whole process: a library that asks for the default one gets ours.
 fn install_cryptography() -> Result<(), Failure> {

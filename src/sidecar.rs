@@ -32,6 +32,8 @@ struct File {
 
 /// Runs agent and proxy.
 pub(crate) async fn sidecar(options: &ConfigFile) -> Result<(), Failure> {
+    // Watched before it is read, so that no change is missed.
+    let changes = Changes::new([options.config.clone()]);
     let Some(file) = read_or_check(options)? else { return Ok(()) };
     let (lifecycle, metrics) = signals::begin()?;
     let workload_api = file.agent.workload_api().to_string();
@@ -43,15 +45,16 @@ pub(crate) async fn sidecar(options: &ConfigFile) -> Result<(), Failure> {
         lifecycle: lifecycle.clone(),
         ready: vec![Box::new(move || ready.now())],
     };
-    serve(file, options, surroundings).await
+    serve(file, changes, options, surroundings).await
 }
 
 /// Runs the proxy alone: its identity comes from whatever serves the Workload API.
 pub(crate) async fn proxy(options: &ConfigFile) -> Result<(), Failure> {
+    let changes = Changes::new([options.config.clone()]);
     let Some(file) = read_or_check(options)? else { return Ok(()) };
     let (lifecycle, metrics) = signals::begin()?;
     let workload_api = file.agent.workload_api().to_string();
-    serve(file, options, Surroundings { workload_api, metrics, lifecycle, ready: Vec::new() }).await
+    serve(file, changes, options, Surroundings { workload_api, metrics, lifecycle, ready: Vec::new() }).await
 }
 
 /// Runs the agent alone, or publishes the secrets once.
@@ -72,11 +75,11 @@ pub(crate) async fn agent(options: &AgentOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn serve(file: File, options: &ConfigFile, surroundings: Surroundings) -> Result<(), Failure> {
+async fn serve(file: File, changes: Changes, options: &ConfigFile, surroundings: Surroundings) -> Result<(), Failure> {
     let File { agent, proxy: config } = file;
     let lifecycle = surroundings.lifecycle.clone();
     let (sender, receiver) = watch::channel(Arc::new(config));
-    lifecycle.spawn(reload(options.config.clone(), agent, sender, lifecycle.clone()));
+    lifecycle.spawn(reload(options.config.clone(), changes, agent, sender, lifecycle.clone()));
     let served = countersign_proxy::run(receiver, surroundings).await;
     end(&lifecycle).await;
     served.map_err(|error| Failure::failed("the proxy", error))
@@ -84,8 +87,13 @@ async fn serve(file: File, options: &ConfigFile, surroundings: Surroundings) -> 
 
 /// Takes up the proxy's part of the file whenever it changes; a broken file changes nothing. A changed part of the agent
 /// is said to wait for a restart.
-async fn reload(path: PathBuf, agent: AgentConfig, config: watch::Sender<Arc<ProxyConfig>>, lifecycle: Lifecycle) {
-    let mut changes = Changes::new([path.clone()]);
+async fn reload(
+    path: PathBuf,
+    mut changes: Changes,
+    agent: AgentConfig,
+    config: watch::Sender<Arc<ProxyConfig>>,
+    lifecycle: Lifecycle,
+) {
     loop {
         tokio::select! {
             () = changes.next() => {}

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::SHA256;
-use countersign_config::Changes;
+use countersign_config::{Changes, read_file};
 use countersign_identity::{Refusal, Role, SpiffeId, Svid, SvidError, verify_peer};
 use countersign_wire::authority::attest_request::Evidence as Shown;
 use countersign_wire::authority::{Enrolled, JoinToken, UnixPeer};
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::authority::{Authority, AuthorityError, Trust};
 use crate::backoff::{Backoff, Waiting, jittered};
@@ -90,7 +92,7 @@ impl Life {
             trust,
             evidence,
             known: kept,
-            tried: token.as_deref().and_then(|path| Some(token_digest(std::fs::read_to_string(path).ok()?.trim()))),
+            tried: token.as_deref().and_then(|path| Some(token_digest(read_file(path, MAX_TOKEN).ok()?.trim()))),
             token: Changes::new(token),
             changed: false,
             epoch: 0,
@@ -282,11 +284,13 @@ impl Life {
 
 async fn read_token(path: &Path) -> Result<String, LifeError> {
     let failed = |source| LifeError::TokenFile { path: path.to_owned(), source };
-    let text = tokio::fs::read_to_string(path).await.map_err(failed)?;
+    let reading = path.to_owned();
+    let read = timeout(TOKEN_TIMEOUT, spawn_blocking(move || read_file(&reading, MAX_TOKEN))).await;
+    let read = read.map_err(|_| failed(std::io::Error::other("the file system does not answer")))?;
+    let text = read.map_err(|error| failed(std::io::Error::other(error)))?.map_err(failed)?;
     let token = text.trim();
-    if token.is_empty() || token.len() > MAX_TOKEN {
-        let reason = if token.is_empty() { "it is empty" } else { "it is too long to be a token" };
-        return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, reason)));
+    if token.is_empty() {
+        return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, "it is empty")));
     }
     Ok(token.to_owned())
 }
@@ -302,4 +306,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Once the SVID has expired.
 const URGENT_WAIT: Duration = Duration::from_secs(10);
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);
-const MAX_TOKEN: usize = 4096;
+const MAX_TOKEN: u64 = 4096;
+/// A token that cannot be read in time keeps nothing waiting that the enrolment key can do.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(5);

@@ -6,11 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_config::{Changes, Document, Problem, Problems};
+use countersign_config::{Changes, Document, Problem, Problems, read_file};
 use countersign_identity::SpiffeId;
 use countersign_policy::Policy;
 use countersign_runtime::Lifecycle;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::agents;
 use crate::config::Config;
@@ -192,14 +194,15 @@ async fn settled(path: &Path, limit: u64) -> Result<String, Problems> {
 }
 
 async fn read(path: &Path, limit: u64) -> Result<String, Problems> {
-    let file = || path.display().to_string();
-    let unreadable = |error: std::io::Error| Problems::of_file(file(), format!("cannot be read: {error}"));
-    let size = tokio::fs::metadata(path).await.map_err(unreadable)?.len();
-    if size > limit {
-        return Err(Problems::of_file(file(), format!("is {size} bytes long; the limit is {limit}")));
-    }
-    tokio::fs::read_to_string(path).await.map_err(unreadable)
+    let unreadable = |why: String| Problems::of_file(path.display().to_string(), format!("cannot be read: {why}"));
+    let reading = path.to_owned();
+    let read = timeout(PATIENCE, spawn_blocking(move || read_file(&reading, limit))).await;
+    let read = read.map_err(|_| unreadable("the file system does not answer".to_owned()))?;
+    read.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| unreadable(error.to_string()))
 }
+
+/// How long one look into a file may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Names of the files in metrics.
 const WORKLOADS: &str = "workloads";

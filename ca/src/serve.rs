@@ -264,8 +264,10 @@ impl Serving {
         // Where the server broke by itself, the rest must end too.
         self.lifecycle.drain();
         for task in self.background {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "a task of the authority did not end in order");
+            match tokio::time::timeout(DRAIN, task).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "a task of the authority did not end in order"),
+                Err(_) => tracing::error!("a task of the authority does not end; a file system may hang"),
             }
         }
         presence::end(&self.presence, &self.store).await;

@@ -3,10 +3,12 @@
 //! Anchors, aliases, tags and several documents in one file are refused: none of our files needs them, and each
 //! is a way to make a reviewer read something other than what the program reads. So are duplicate keys.
 
+use std::io::Read;
 use std::path::Path;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
+use crate::file::open_file;
 use crate::problem::{Problem, Problems};
 use crate::value::{Sink, Value};
 
@@ -53,11 +55,13 @@ impl Document {
     /// The file cannot be read, is too large or not UTF-8, or is not the YAML that we take (see the module).
     pub fn read(path: &Path) -> Result<Self, Problems> {
         let file = path.display().to_string();
-        let size = std::fs::metadata(path).map_err(|error| unreadable(&file, &error))?.len();
+        let opened = open_file(path).map_err(|error| unreadable(&file, &error))?;
+        let size = opened.metadata().map_err(|error| unreadable(&file, &error))?.len();
         if size > MAX_FILE {
             return Err(Problems::of_file(file, format!("is {size} bytes long; the limit is {MAX_FILE}")));
         }
-        let text = std::fs::read_to_string(path).map_err(|error| unreadable(&file, &error))?;
+        let mut text = String::new();
+        opened.take(MAX_FILE).read_to_string(&mut text).map_err(|error| unreadable(&file, &error))?;
         Self::parse(&file, &text)
     }
 

@@ -8,10 +8,12 @@
 
 pub mod changes;
 mod document;
+mod file;
 mod problem;
 mod value;
 
 pub use changes::Changes;
 pub use document::Document;
+pub use file::{open_file, read_file};
 pub use problem::{Problem, Problems, nearest};
 pub use value::{Table, Value};

@@ -34,6 +34,23 @@ fn the_story_holds_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_demo_interrupted_while_it_starts_leaves_nothing_behind() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let log = directory.path().join("log");
+    let mut command = std::process::Command::new(countersign_integration::binary());
+    let mut demo = Process::start(command.arg("demo").env("XDG_RUNTIME_DIR", directory.path()), &log);
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while !demo.log().contains("the authority of") {
+        assert!(demo.running() && std::time::Instant::now() < end, "{}", demo.log());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    demo.signal(Signal::INT);
+    demo.wait(Duration::from_secs(30));
+    let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["log"], "left behind");
+}
+
+#[test]
 fn an_interrupted_demo_ends_its_children_and_removes_its_directory() {
     let directory = tempfile::tempdir_in("/dev/shm").unwrap();
     let log = directory.path().join("log");

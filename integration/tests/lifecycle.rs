@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use countersign_integration::{Pair, eventually, free_address};
+use countersign_integration::{Mesh, Pair, Sidecar, eventually, free_address};
 use reqwest::StatusCode;
 use rustix::process::Signal;
 
@@ -46,13 +46,9 @@ async fn a_changed_file_is_taken_up_and_a_broken_one_changes_nothing() {
 
 #[tokio::test]
 async fn on_sigterm_the_sidecar_serves_its_app_until_the_app_has_gone() {
-    let Pair { mesh: _mesh, mut client, mut server, app, upstream } = Pair::start(RULES).await;
+    let Pair { mesh: _mesh, client: _client, mut server, app, upstream } = Pair::start(RULES).await;
     server.process.signal(Signal::TERM);
-    eventually("it drains", async || {
-        let (status, body) = server.get("/ready").await?;
-        if status == StatusCode::SERVICE_UNAVAILABLE && body.contains("draining") { Ok(()) } else { Err(body) }
-    })
-    .await;
+    draining(&server).await;
     // Inbound takes nothing new, and says so by not being there.
     eventually("inbound is closed", async || match tokio::net::TcpStream::connect(server.service.inbound).await {
         Err(_) => Ok(()),
@@ -63,9 +59,43 @@ async fn on_sigterm_the_sidecar_serves_its_app_until_the_app_has_gone() {
     drop(app);
     assert!(server.process.wait(Duration::from_secs(10)).success(), "{}", server.process.log());
     assert_eq!(status(upstream).await, Ok(StatusCode::SERVICE_UNAVAILABLE), "the caller is told at once");
+}
 
-    // A second signal does not wait.
-    client.process.signal(Signal::TERM);
-    client.process.signal(Signal::TERM);
-    client.process.wait(Duration::from_secs(5));
+#[tokio::test]
+async fn a_second_sigterm_does_not_wait_for_the_app() {
+    let Pair { mesh: _mesh, client: _client, mut server, app: _app, .. } = Pair::start(RULES).await;
+    server.process.signal(Signal::TERM);
+    draining(&server).await;
+    assert!(server.process.running(), "it waits for its app");
+    server.process.signal(Signal::TERM);
+    server.process.wait(Duration::from_secs(5));
+}
+
+/// A file that never answers, here a pipe in the place of the join token, stops neither renewals nor the end.
+#[tokio::test]
+async fn a_pipe_in_the_place_of_the_token_stops_neither_renewals_nor_the_end() {
+    let mut mesh = Mesh::stopped(&["nlp"], "4s", RULES);
+    mesh.authority.start().await;
+    let mut sidecar = mesh.sidecar(Mesh::service("nlp", free_address(), "http")).await;
+    let token = sidecar.path("token");
+    std::fs::remove_file(&token).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&token).status().unwrap().success());
+    let expiry = async || sidecar.json("/identity").await["not_after"].as_u64().unwrap();
+    let first = expiry().await;
+    // Twice, so that the pipe was met for certain: a certificate lasts four seconds, and a change is seen in half of one.
+    eventually("it renews twice", async || {
+        let now = expiry().await;
+        if now > first + 3 { Ok(()) } else { Err(now) }
+    })
+    .await;
+    sidecar.process.signal(Signal::TERM);
+    sidecar.process.wait(Duration::from_secs(10));
+}
+
+async fn draining(sidecar: &Sidecar) {
+    eventually("it drains", async || {
+        let (status, body) = sidecar.get("/ready").await?;
+        if status == StatusCode::SERVICE_UNAVAILABLE && body.contains("draining") { Ok(()) } else { Err(body) }
+    })
+    .await;
 }

@@ -57,12 +57,15 @@ async fn an_evicted_agent_gets_no_certificate_any_more() {
     })
     .await;
     // With the kept key and the old token it is refused again; a new token makes a new agent of it only with a new key.
+    let refusals = async || mesh.authority.metric("countersign_ca_refused_total", &["key_evicted"]).await;
+    let before = refusals().await;
     sidecar.restart();
     eventually("it is refused after a restart", async || {
-        let (_, body) = sidecar.get("/ready").await?;
-        if body.contains("refused") || body.contains("attest") { Ok(()) } else { Err(body) }
+        let refused = refusals().await;
+        if refused > before { Ok(()) } else { Err(format!("{refused} refusals; {}", sidecar.process.log())) }
     })
     .await;
+    assert_eq!(sidecar.get("/ready").await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
 //! Addresses kept free for processes that are yet to start.
 //!
 //! Whoever starts several processes must tell each where the others listen before any of them does. An address that
-//! was merely found free may be taken in between, by another program or by an outgoing connection; a reserved one is
-//! not: a socket is bound to it and never listens. The kernel then gives the port to nobody who asks for any port, and
-//! lets a server bind it that allows the reuse of addresses (`SO_REUSEADDR`), as servers do.
+//! was merely found free may be taken in between, by another program or by an outgoing connection. To a reserved one a
+//! socket is bound that never listens: the kernel then gives the port to nobody who asks for any port, and lets a server
+//! bind it that names it and allows the reuse of addresses (`SO_REUSEADDR`), as servers do. It keeps off accidents, not
+//! a program that wants this very port.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 
 use rustix::net::sockopt::set_socket_reuseaddr;
@@ -15,7 +16,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, soc
 /// A TCP address on loopback that is kept for whoever is told of it; free for all again when this is dropped.
 #[derive(Debug)]
 pub struct Reserved {
-    address: SocketAddr,
+    address: SocketAddrV4,
     _socket: OwnedFd,
 }
 
@@ -25,23 +26,26 @@ impl Reserved {
     /// # Errors
     /// No port is free, or the process has too many open files.
     pub fn any() -> io::Result<Self> {
-        Self::at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+        Self::at(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))
     }
 
     /// Reserves `address`.
     ///
     /// # Errors
     /// It is in use or reserved.
-    pub fn at(address: SocketAddr) -> io::Result<Self> {
+    pub fn at(address: SocketAddrV4) -> io::Result<Self> {
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         // First without the reuse of addresses: so it fails where anything else is bound, another reservation too.
         bind(&socket, &address)?;
         set_socket_reuseaddr(&socket, true)?;
-        Ok(Self { address: getsockname(&socket)?.try_into()?, _socket: socket })
+        let SocketAddr::V4(address) = getsockname(&socket)?.try_into()? else {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        };
+        Ok(Self { address, _socket: socket })
     }
 
     /// The address.
-    pub fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddrV4 {
         self.address
     }
 }

@@ -14,8 +14,11 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 use tokio::net::UnixListener;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
 
 /// The locks of this process, by the path of the socket.
 static LOCKS: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
@@ -46,14 +49,22 @@ pub fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     refuse_if_served(path)?;
     let made = directory.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     let _ = std::fs::remove_file(&made);
-    let listener = UnixListener::bind(&made)?;
-    let placed = std::fs::set_permissions(&made, std::fs::Permissions::from_mode(mode))
-        .and_then(|()| std::fs::rename(&made, path));
-    if let Err(error) = placed {
+    let placed = listen_privately(&made, mode).and_then(|listener| std::fs::rename(&made, path).map(|()| listener));
+    if placed.is_err() {
         let _ = std::fs::remove_file(&made);
-        return Err(error);
     }
-    Ok(listener)
+    UnixListener::from_std(placed?)
+}
+
+/// Listens at `path`, where nobody can connect before the permissions are `mode`: a connection that was made earlier
+/// would wait in line and be served.
+fn listen_privately(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListener> {
+    let socket =
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Takes the lock that goes with the socket at `path`.

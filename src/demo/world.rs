@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use countersign_runtime::Reserved;
+use tempfile::TempDir;
 
 use super::child::{self, Child};
 use super::observe;
@@ -41,8 +42,9 @@ pub(crate) struct Place {
 
 /// The running demo.
 pub(crate) struct World {
-    directory: PathBuf,
     children: Vec<Child>,
+    /// Removed with this, after the children, which end first.
+    directory: TempDir,
     places: [Place; 3],
     /// The addresses of all of them, which a child may have to bind again.
     _reserved: Vec<Reserved>,
@@ -61,7 +63,7 @@ impl World {
         let addresses = addresses(&mut reserved)?;
         let places = addresses.places;
         let children = Vec::new();
-        let mut world = Self { directory, children, places, _reserved: reserved, began, ready_after: Duration::ZERO };
+        let mut world = Self { children, directory, places, _reserved: reserved, began, ready_after: Duration::ZERO };
         match world.bring_up(&addresses, narrate).await {
             Ok(()) => {
                 world.ready_after = began.elapsed();
@@ -77,7 +79,7 @@ impl World {
 
     async fn bring_up(&mut self, addresses: &Addresses, narrate: bool) -> Result<(), Failure> {
         let say = super::report::narrator(narrate);
-        say(&format!("everything lives in {}", self.directory.display()));
+        say(&format!("everything lives in {}", self.directory.path().display()));
         self.write_services()?;
         let listen = addresses.authority;
         self.start_authority(listen, addresses.authority_admin).await?;
@@ -228,7 +230,7 @@ impl World {
 
     /// A path in the demo's directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
+        self.directory.path().join(name)
     }
 
     /// Writes a file of the demo, as a user would.
@@ -260,26 +262,24 @@ impl World {
         while let Some(child) = self.children.pop() {
             child.stop().await;
         }
-        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
-            tracing::warn!(directory = %self.directory.display(), %error, "cannot be removed");
+        if let Err(error) = std::fs::remove_dir_all(self.directory.path()) {
+            tracing::warn!(directory = %self.directory.path().display(), %error, "cannot be removed");
         }
     }
 
     fn spawn(&mut self, name: &str, arguments: &[String]) -> Result<(), Failure> {
-        self.children.push(Child::start(name, &self.directory, arguments)?);
+        self.children.push(Child::start(name, self.directory.path(), arguments)?);
         Ok(())
     }
 }
 
 /// A fresh directory, for this user only, on tmpfs: the secrets of the demo need one.
-fn make_directory() -> Result<PathBuf, Failure> {
+fn make_directory() -> Result<TempDir, Failure> {
     let candidates = [std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(PathBuf::from("/dev/shm"))];
     let base = candidates.into_iter().flatten().find(|path| is_tmpfs(path));
     let base = base.ok_or_else(|| Failure::Failed("the demo needs a tmpfs at $XDG_RUNTIME_DIR or /dev/shm".into()))?;
     let made = tempfile::Builder::new().prefix("countersign-demo-").tempdir_in(&base);
-    let made =
-        made.map_err(|error| Failure::failed(format!("cannot make a directory in {}", base.display()), error))?;
-    Ok(made.keep())
+    made.map_err(|error| Failure::failed(format!("cannot make a directory in {}", base.display()), error))
 }
 
 fn is_tmpfs(path: &Path) -> bool {
@@ -295,11 +295,11 @@ struct Addresses {
     places: [Place; 3],
 }
 
-/// Addresses on loopback that nobody else gets while `reserved` lives.
+/// Addresses on loopback that nobody else is given while `reserved` lives.
 fn addresses(reserved: &mut Vec<Reserved>) -> Result<Addresses, Failure> {
     let mut next = || {
         let made = Reserved::any().map_err(|error| Failure::failed("no free address on loopback", error))?;
-        let address = made.address();
+        let address = SocketAddr::V4(made.address());
         reserved.push(made);
         Ok::<_, Failure>(address)
     };

@@ -50,7 +50,7 @@ impl Default for Limits {
 impl Limits {
     /// Handshakes at once on an inbound listener: they cost a stranger nothing, so they get a part of the connections.
     pub(crate) fn handshakes(&self) -> usize {
-        (self.connections / 8).max(64)
+        (self.connections / 8).max(64).min(self.connections.div_ceil(2))
     }
 
     /// How many of `all` one peer of an inbound listener may have.

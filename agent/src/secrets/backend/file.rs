@@ -1,13 +1,14 @@
 //! The backend `file`: a value is the content of a file, such as a Docker or Kubernetes secret.
 
 use std::collections::BTreeSet;
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use countersign_config::open_file;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
@@ -63,15 +64,12 @@ fn hangs() -> FetchError {
 
 /// The file, or `None` where it changed meanwhile.
 fn read(path: &Path) -> Result<Option<Fetched>, FetchError> {
-    let metadata = std::fs::metadata(path).map_err(|error| explain(&error))?;
-    if !metadata.is_file() {
-        return Err(FetchError::Invalid("it is not a file".into()));
-    }
+    let file = open_file(path).map_err(|error| explain(&error))?;
+    let metadata = file.metadata().map_err(|error| explain(&error))?;
     if metadata.len() > MAX_VALUE as u64 {
         return Err(FetchError::Invalid(format!("the file is larger than {MAX_VALUE} bytes")));
     }
-    let file = File::open(path).map_err(|error| explain(&error))?;
-    let before = version(&file.metadata().map_err(|error| explain(&error))?);
+    let before = version(&metadata);
     // Room for one byte more than the limit, so that the buffer never moves and leaves a copy.
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_VALUE.min(metadata.len() as usize + 64) + 1));
     (&file).take(MAX_VALUE as u64).read_to_end(&mut bytes).map_err(|error| explain(&error))?;
@@ -113,6 +111,7 @@ fn settled(version: String, metadata: &Metadata) -> String {
 fn explain(error: &io::Error) -> FetchError {
     match error.kind() {
         io::ErrorKind::NotFound => FetchError::NotFound,
+        io::ErrorKind::InvalidInput => FetchError::Invalid("it is not a file".into()),
         io::ErrorKind::PermissionDenied => FetchError::Forbidden(error.to_string()),
         _ => FetchError::unavailable(error),
     }
@@ -126,6 +125,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     fn write(path: &Path, content: &str, modified: SystemTime) {

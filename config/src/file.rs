@@ -1,0 +1,58 @@
+//! Opens files, and nothing but files: a pipe or a device in the place of a file would be waited for without end.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+/// Opens the regular file that `path` leads to. What is judged is what was opened, not what the path leads to later.
+///
+/// # Errors
+/// It cannot be opened, or it is no regular file (`InvalidInput`).
+pub fn open_file(path: &Path) -> io::Result<File> {
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+}
+
+/// The text of the regular file that `path` leads to.
+///
+/// # Errors
+/// As [`open_file`]; or it is longer than `limit` bytes, or not UTF-8.
+pub fn read_file(path: &Path, limit: u64) -> io::Result<String> {
+    let mut text = String::new();
+    let count = open_file(path)?.take(limit.saturating_add(1)).read_to_string(&mut text)?;
+    if count as u64 > limit {
+        let message = format!("it is longer than {limit} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_no_file_and_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        assert_eq!(open_file(&pipe).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_file_is_read_up_to_the_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(read_file(&path, 5).unwrap(), "12345");
+        assert_eq!(read_file(&path, 4).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}
