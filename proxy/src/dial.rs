@@ -111,7 +111,7 @@ impl Workload {
                 };
                 match handshake(&connector, tcp, remote, &made.identity, &self.expected, listener).await {
                     Ok(secured) => return Ok(secured),
-                    Err(fault @ Fault::WrongPeer(_)) => last = Some(fault),
+                    Err(fault @ (Fault::WrongPeer(_) | Fault::OtherProtocol { .. })) => last = Some(fault),
                     Err(fault) => failures.push(format!("{remote}: {fault}")),
                 }
             }
@@ -141,6 +141,10 @@ async fn handshake(
     let stream = match timeout(listener.limits.handshake, connector.connect(name, io)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
+            if speaks_otherwise(&error) {
+                listener.metrics.handshake_failed("alpn");
+                return Err(Fault::OtherProtocol { to: remote.to_string() });
+            }
             let refusal = tls::refusal(&error).cloned();
             listener.metrics.handshake_failed(refusal.as_ref().map_or("broke", |refusal| refusal.reason()));
             return Err(refusal.map_or_else(|| broke(format!("TLS handshake: {error}")), Fault::WrongPeer));
@@ -160,6 +164,12 @@ async fn handshake(
     let http2 = connection.alpn_protocol() == Some(b"h2");
     listener.metrics.handshake(&tls);
     Ok(Secured { stream, remote, peer, identity: Arc::clone(identity), tls, http2, traffic })
+}
+
+/// Whether the other end said that it speaks none of the protocols offered (RFC 7301, section 3.2).
+fn speaks_otherwise(error: &std::io::Error) -> bool {
+    let alert = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(alert, Some(rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol)))
 }
 
 /// Connects to the app, which is where it is or nowhere.

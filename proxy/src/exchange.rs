@@ -165,5 +165,6 @@ pub(crate) fn report(connection: &Connection, fault: &Fault, ticket: Option<&Tic
 pub(crate) fn open(connection: &Arc<Connection>, parts: &Parts, body: &Incoming) -> (Ticket, bool) {
     use http_body::Body;
 
-    (Ticket::open(connection, parts, body.is_end_stream()), is_grpc(&parts.headers))
+    let ticket = Ticket::open(connection, parts.method.clone(), parts.uri.clone(), body.is_end_stream());
+    (ticket, is_grpc(&parts.headers))
 }

@@ -84,6 +84,12 @@ pub(crate) enum Fault {
         /// What each attempt ended with.
         reason: String,
     },
+    /// The next hop speaks none of the protocols that it was offered.
+    #[error("{to} speaks none of the protocols that this listener needs")]
+    OtherProtocol {
+        /// The address.
+        to: String,
+    },
     /// The connection broke before the response began.
     #[error("the connection broke before the response: {reason}")]
     Broke {
@@ -167,6 +173,9 @@ impl Fault {
                 (Identity, UNSENT, UNAVAILABLE, refusal.reason(), "the other end is not who it should be")
             }
             Self::Untrusted => (Identity, UNSENT, UNAVAILABLE, "untrusted", "the peer is not trusted any more"),
+            Self::OtherProtocol { .. } => {
+                (Hop::Mesh.blame(), UNSENT, UNAVAILABLE, "protocol", "the upstream speaks another protocol")
+            }
             Self::Unreachable { hop: Hop::Mesh, .. } => {
                 (Hop::Mesh.blame(), UNSENT, UNAVAILABLE, "unreachable", "the upstream cannot be reached")
             }
@@ -212,8 +221,12 @@ impl Fault {
 
 /// Whether a caller expects the answer in gRPC's form.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return false };
-    match value.as_bytes().strip_prefix(b"application/grpc") {
+    headers.get(CONTENT_TYPE).is_some_and(|value| is_grpc_type(value.as_bytes()))
+}
+
+/// Whether `value` is a content type of gRPC.
+pub(crate) fn is_grpc_type(value: &[u8]) -> bool {
+    match value.strip_prefix(b"application/grpc") {
         Some(rest) => rest.is_empty() || matches!(rest.first(), Some(b'+' | b';')),
         None => false,
     }

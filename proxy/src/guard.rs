@@ -7,10 +7,10 @@
 //!
 //! Invariant: what passes has one reading, and the path that passes is forwarded byte for byte.
 
-mod framing;
+pub(crate) mod framing;
 pub mod headers;
 mod marker;
-mod path;
+pub(crate) mod path;
 mod reasons;
 
 use http::header::{CONTENT_LENGTH, HOST};
@@ -30,7 +30,7 @@ pub fn check(parts: &Parts) -> Result<(), Refused> {
     if let Some(malformed) = marker::found(&parts.headers) {
         return Err(malformed.into());
     }
-    method(&parts.method)?;
+    method(parts.method.as_str())?;
     length(&parts.headers)?;
     authority(parts)?;
     target(parts)
@@ -61,8 +61,8 @@ pub fn refusal_of_body(error: &(dyn std::error::Error + 'static)) -> Option<Refu
 
 /// Methods are case-sensitive (RFC 9110, section 9.1), but not every framework keeps to it: `delete` could pass a rule
 /// that denies `DELETE`. No registered method has a small letter.
-fn method(method: &Method) -> Result<(), Refused> {
-    match method.as_str() {
+pub(crate) fn method(method: &str) -> Result<(), Refused> {
+    match method {
         "CONNECT" => Err(Refused::Connect),
         "TRACE" | "TRACK" => Err(Refused::Trace),
         name if name.bytes().any(|byte| byte.is_ascii_lowercase()) => Err(Refused::MethodCase),
@@ -80,8 +80,7 @@ fn length(headers: &HeaderMap) -> Result<(), Refused> {
     if lengths.next().is_some() {
         return Err(Malformed::RepeatedLength.into());
     }
-    let alias = |name: &str| name.contains('_') && headers::FRAMING.iter().any(|framing| headers::alike(name, framing));
-    if headers.keys().any(|name| alias(name.as_str())) {
+    if headers.keys().any(|name| headers::is_framing_alias(name.as_str())) {
         return Err(Refused::FramingAlias);
     }
     Ok(())
@@ -113,7 +112,7 @@ fn authority(parts: &Parts) -> Result<(), Refused> {
 
 /// Whether `text` is a host with an optional port, as everyone reads it: a name of letters, digits, `-`, `.` and `_`,
 /// an IPv4 address, or an IPv6 address in brackets without a zone.
-fn is_authority(text: &[u8]) -> bool {
+pub(crate) fn is_authority(text: &[u8]) -> bool {
     let Ok(text) = str::from_utf8(text) else { return false };
     let (host_is_fine, rest) = match text.strip_prefix('[').and_then(|text| text.split_once(']')) {
         Some((address, rest)) => (address.parse::<std::net::Ipv6Addr>().is_ok(), rest),

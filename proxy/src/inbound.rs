@@ -22,6 +22,7 @@ use crate::config::{Address, Limits, Protocol};
 use crate::decisions::{Decisions, Denial};
 use crate::dial::{dial_app, facts};
 use crate::exchange::{self, Failed, Passed, Upgraded};
+use crate::fast;
 use crate::fault::{Fault, Hop};
 use crate::guard;
 use crate::listener::Listener;
@@ -95,17 +96,21 @@ impl Inbound {
 
     /// Serves one connection until it ends.
     pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
-        let Some((stream, caller)) = self.handshake(tcp, remote).await else { return };
+        let Some((stream, caller)) = Box::pin(self.handshake(tcp, remote)).await else { return };
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let caller = Arc::new(caller);
         let connection = &caller.entry.connection;
         let answer = |request| Arc::clone(&caller).answer(request);
         match self.protocol {
-            Protocol::Tcp => caller.carry(stream).await,
+            Protocol::Tcp => Box::pin(caller.carry(stream)).await,
             Protocol::Http | Protocol::Grpc if http2 => {
-                serve_http2(connection, stream, &self.lifecycle, answer).await;
+                Box::pin(serve_http2(connection, stream, &self.lifecycle, answer)).await;
             }
-            Protocol::Http => serve_http1(connection, stream, &caller.upgraded, answer).await,
+            Protocol::Http => {
+                if let Some(left) = fast::serve(stream, connection, &*caller).await {
+                    Box::pin(serve_http1(connection, left, &caller.upgraded, answer)).await;
+                }
+            }
             Protocol::Grpc => {
                 tracing::debug!(listener = %self.listener.name, %remote, "closed a connection: gRPC needs HTTP/2");
                 self.listener.metrics.refused("alpn");
@@ -305,6 +310,33 @@ impl Caller {
             }
             Some(Ok(Ok(()))) | None => {}
         }
+    }
+}
+
+impl fast::Route for Caller {
+    fn admit(&self, ticket: &mut Ticket) -> bool {
+        let Listener { limits, load, .. } = &*self.inbound.listener;
+        let Some(enforced) = self.inbound.enforced() else { return false };
+        let action = Action::Http { method: ticket.flight.method.as_str(), path: ticket.flight.path() };
+        let Some(outcome) = enforced.passes(self.peer.id(), action) else { return false };
+        ticket.outcome = Some(outcome);
+        let of_peer = self.share.requests.enter(Limits::share(limits.requests));
+        let of_all = load.requests.enter(limits.requests);
+        let (Some(of_peer), Some(of_all)) = (of_peer, of_all) else { return false };
+        ticket.hold([of_peer, of_all]);
+        true
+    }
+
+    fn client_cert(&self) -> Option<&HeaderValue> {
+        self.client_cert.as_ref()
+    }
+
+    fn pool(&self) -> &Arc<Pool> {
+        self.inbound.pool()
+    }
+
+    fn denied_since(&self, ticket: &Ticket) -> Fault {
+        Self::denied_since(self, ticket)
     }
 }
 

@@ -15,6 +15,7 @@ mod config;
 mod decisions;
 mod dial;
 mod exchange;
+mod fast;
 mod fault;
 pub mod guard;
 mod inbound;

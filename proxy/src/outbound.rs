@@ -6,10 +6,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use countersign_identity::ClientTls;
 use countersign_identity::tls::Alpn;
 use countersign_runtime::Lifecycle;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -17,11 +18,12 @@ use tokio::time::{sleep, timeout};
 use crate::config::Protocol;
 use crate::dial::Workload;
 use crate::exchange::{self, Failed, Passed, Upgraded};
+use crate::fast::{self, Left};
 use crate::fault::{Fault, Hop};
 use crate::guard;
 use crate::listener::Listener;
 use crate::live::body::Body;
-use crate::live::{Connection, Connections, Entry, Kind, Metered, Traffic};
+use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
 use crate::pool::{Pool, Target};
 use crate::serve::{serve_http1, serve_http2};
 use crate::tunnel;
@@ -45,6 +47,7 @@ enum To {
 /// A connection of the app.
 struct App {
     outbound: Arc<Outbound>,
+    pool: Arc<Pool>,
     entry: Entry,
     upgraded: Upgraded,
 }
@@ -74,18 +77,25 @@ impl Outbound {
         let connection = Connection::new(Arc::clone(&self.listener), kind, None, remote, None, Arc::clone(&traffic));
         let entry = self.connections.enter(connection);
         match &self.to {
-            To::Each { workload, tls } => self.carry(&entry, Metered::new(tcp, traffic), workload, tls).await,
-            To::Pool(_) => {
+            To::Each { workload, tls } => {
+                Box::pin(self.carry(&entry, Metered::new(tcp, traffic), workload, tls)).await;
+            }
+            To::Pool(pool) => {
                 let preface = async { self.protocol == Protocol::Grpc || speaks_http2(&tcp).await };
                 let within = timeout(self.listener.limits.head, preface);
                 let Some(Ok(http2)) = entry.connection.unless_closed(within).await else { return };
-                let app = Arc::new(App { outbound: Arc::clone(&self), entry, upgraded: Upgraded::default() });
+                let (outbound, to) = (Arc::clone(&self), Arc::clone(pool));
+                let app = Arc::new(App { outbound, pool: to, entry, upgraded: Upgraded::default() });
                 let (connection, io) = (&app.entry.connection, Metered::new(tcp, traffic));
                 let answer = |request| Arc::clone(&app).answer(request);
                 if http2 {
-                    serve_http2(connection, io, &self.lifecycle, answer).await;
+                    Box::pin(serve_http2(connection, io, &self.lifecycle, answer)).await;
                 } else {
-                    serve_http1(connection, io, &app.upgraded, answer).await;
+                    let left = Left { io, read: BytesMut::new() };
+                    let left = if pool.is_plain() { fast::serve(left.io, connection, &*app).await } else { Some(left) };
+                    if let Some(left) = left {
+                        Box::pin(serve_http1(connection, left, &app.upgraded, answer)).await;
+                    }
                 }
             }
         }
@@ -118,12 +128,10 @@ impl App {
         if let Err(refused) = guard::check(&parts).and_then(|()| guard::check_number(&parts, limit)) {
             return exchange::settle(ticket, &Fault::Refused(refused), as_grpc);
         }
-        let To::Pool(pool) = &self.outbound.to else {
-            return exchange::settle(ticket, &Fault::Stopping, as_grpc);
-        };
         // What the other sidecar says of a fault or a denial is for the app to know.
         let clean = guard::headers::remove_hop_by_hop;
-        let forwarded = exchange::forward(Passed { parts, body }, ticket, pool, |_| {}, clean, &self.upgraded).await;
+        let forwarded =
+            exchange::forward(Passed { parts, body }, ticket, &self.pool, |_| {}, clean, &self.upgraded).await;
         match forwarded {
             Ok(response) => response,
             Err((ticket, Failed::Fault(fault))) => exchange::settle(ticket, &fault, as_grpc),
@@ -132,6 +140,24 @@ impl App {
                 exchange::settle(ticket, &fault, as_grpc)
             }
         }
+    }
+}
+
+impl fast::Route for App {
+    fn admit(&self, _ticket: &mut Ticket) -> bool {
+        true
+    }
+
+    fn client_cert(&self) -> Option<&HeaderValue> {
+        None
+    }
+
+    fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    fn denied_since(&self, _ticket: &Ticket) -> Fault {
+        Fault::Untrusted
     }
 }
 

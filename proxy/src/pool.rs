@@ -6,7 +6,9 @@
 //!
 //! Invariant: a connection here was made with the identity in force, to a peer that the identity's bundles vouch for.
 
+pub(crate) mod keep_alive;
 mod link;
+mod plain;
 mod send;
 mod shelf;
 
@@ -30,6 +32,8 @@ use crate::live::{Connection, Connections, Entry, Kind, Metered};
 
 pub(crate) use link::{CONNECTION_WINDOW, Executor, Lease, STREAM_WINDOW, Stream};
 use link::{Http1, Http2, Link, Proof, handshake_http1, handshake_http2};
+use plain::Free;
+pub(crate) use plain::{Plain, Unavailable};
 use shelf::Shelf;
 
 /// The connections of one listener to its next hop.
@@ -41,6 +45,8 @@ pub(crate) struct Pool {
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
     shelf: Mutex<Shelf>,
+    /// Those of the fast path.
+    free: Mutex<Free>,
     /// The attempt to open a connection that requests wait for together.
     opening: Mutex<Option<Opening>>,
 }
@@ -98,6 +104,7 @@ impl Pool {
             connections: Arc::clone(connections),
             lifecycle: lifecycle.clone(),
             shelf: Mutex::new(Shelf::new(speaks_http1)),
+            free: Mutex::default(),
             opening: Mutex::new(None),
         });
         connections.look_after(&pool);
@@ -132,6 +139,7 @@ impl Pool {
     pub(crate) fn tidy(&self) {
         let identity = self.identity();
         self.lock().tidy(identity.as_ref());
+        self.tidy_plain(identity.as_ref());
     }
 
     /// A connection that is free now: one of the pool, with `true`, or a new one.
@@ -254,9 +262,6 @@ impl Pool {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-/// How long an HTTP/1 connection waits for its next request, unless the peer asked for less.
-const IDLE_HTTP1: Duration = Duration::from_secs(3);
 
 /// How long an HTTP/2 connection without a stream is kept.
 const IDLE_HTTP2: Duration = Duration::from_secs(60);

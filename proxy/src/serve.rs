@@ -13,20 +13,22 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::exchange::Upgraded;
+use crate::fast::Left;
 use crate::guard::{Framed, HeadLimits};
 use crate::live::Connection;
 use crate::live::body::Body;
 use crate::pool::{CONNECTION_WINDOW, Executor, STREAM_WINDOW};
 
 /// Serves HTTP/1 on a connection until it ends, and then the upgrade that its last request led to.
-pub(crate) async fn serve_http1<T, S, F>(connection: &Arc<Connection>, io: T, upgraded: &Upgraded, answer: S)
+pub(crate) async fn serve_http1<T, S, F>(connection: &Arc<Connection>, left: Left<T>, upgraded: &Upgraded, answer: S)
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Body>> + Send,
 {
     let limits = &connection.listener.limits;
-    let framed = Framed::new(io, HeadLimits { bytes: limits.header_bytes as usize, headers: limits.headers });
+    let head = HeadLimits { bytes: limits.header_bytes as usize, headers: limits.headers };
+    let framed = Framed::resumed(left.io, left.read, head);
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())

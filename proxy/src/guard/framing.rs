@@ -8,8 +8,8 @@
 //! Invariant: hyper is given whole, well-formed heads, and bodies that end where every reader finds the end.
 
 mod answers;
-mod chunked;
-mod head;
+pub(crate) mod chunked;
+pub(crate) mod head;
 mod requests;
 
 use std::io::{self, IoSlice};
@@ -21,7 +21,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use answers::{Answered, Answers};
-pub(super) use head::length;
+pub(crate) use head::length;
 use requests::{Requests, Stop};
 
 use super::marker;
@@ -88,6 +88,12 @@ impl<T> Framed<T> {
             state: State::Open,
             reader: None,
         }
+    }
+
+    /// Reads requests from `io`, of which the first bytes were read already.
+    pub fn resumed(io: T, read: BytesMut, limits: HeadLimits) -> Self {
+        let unseen = !read.is_empty();
+        Self { held: read, unseen, ..Self::new(io, limits) }
     }
 
     fn deliver(&mut self, out: &mut ReadBuf<'_>) {

@@ -26,15 +26,35 @@ pub fn sanitize_request(headers: &mut HeaderMap) {
 /// which we say what became of a request, so that an application cannot fake them.
 pub fn sanitize_response(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
-    remove(headers, |name| begins(name, OURS));
+    remove(headers, is_ours);
 }
 
 /// For the trailers of requests and responses: some frameworks merge them into the headers, so nothing may come in
 /// there that would have been taken away from the head, or that decides on framing, routing or rights (RFC 9110,
 /// section 6.5.1).
 pub fn sanitize_trailers(trailers: &mut HeaderMap) {
-    let barred = |name: &str| [HOP_BY_HOP, FRAMING, END_TO_END].concat().iter().any(|barred| alike(name, barred));
-    remove(trailers, |name| is_reserved(name) || barred(name));
+    remove(trailers, is_barred_from_trailers);
+}
+
+/// Whether `name` may not stand in trailers.
+pub(crate) fn is_barred_from_trailers(name: &str) -> bool {
+    let barred = || [HOP_BY_HOP, FRAMING, END_TO_END].into_iter().flatten();
+    is_reserved(name) || barred().any(|barred| alike(name, barred))
+}
+
+/// Whether `name` is for one hop only.
+pub(crate) fn is_hop_by_hop(name: &str) -> bool {
+    HOP_BY_HOP.iter().any(|hop| alike(name, hop))
+}
+
+/// Whether `name` is one that only a proxy of ours says in a response.
+pub(crate) fn is_ours(name: &str) -> bool {
+    begins(name, OURS)
+}
+
+/// Whether a CGI or WSGI server, which has no `-` in names, would take `name` for one of the framing headers.
+pub(crate) fn is_framing_alias(name: &str) -> bool {
+    name.contains('_') && FRAMING.iter().any(|framing| alike(name, framing))
 }
 
 /// For messages that keep what the next proxy of ours says, such as a response out of the mesh for the local
@@ -48,7 +68,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
     }
-    remove(headers, |name| HOP_BY_HOP.iter().any(|hop| alike(name, hop)));
+    remove(headers, is_hop_by_hop);
 }
 
 /// Says who calls, as the handshake proved it, in Envoy's form: `By=OUR ID;Hash=SHA-256 OF THE LEAF;URI=PEER'S ID`.
@@ -77,14 +97,14 @@ fn remove_named_by_connection(headers: &mut HeaderMap) {
     }
 }
 
-fn keeps(name: &str) -> bool {
+pub(crate) fn keeps(name: &str) -> bool {
     FRAMING.contains(&name)
         || END_TO_END.contains(&name)
         || ["x-forwarded-", "content-", "sec-", "grpc-", OURS].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Only a proxy of ours may set these, or nobody.
-fn is_reserved(name: &str) -> bool {
+pub(crate) fn is_reserved(name: &str) -> bool {
     begins(name, OURS) || begins(name, "x-envoy-") || STRIPPED.iter().any(|stripped| alike(name, stripped))
 }
 
@@ -100,13 +120,13 @@ fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
     value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|token| !token.is_empty())
 }
 
-/// Whether `name`, in small letters as in every [`HeaderMap`], is `plain` to a server that takes `_` for `-`.
-pub(super) fn alike(name: &str, plain: &str) -> bool {
+/// Whether `name` is `plain` to a server that takes `_` for `-`.
+fn alike(name: &str, plain: &str) -> bool {
     name.len() == plain.len() && begins(name, plain)
 }
 
 fn begins(name: &str, prefix: &str) -> bool {
-    let folded = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    let folded = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
     name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(a, b)| folded(a) == b)
 }
 

@@ -7,7 +7,7 @@
 use super::reasons::Ambiguous;
 
 /// Whether `target`, a path that begins with `/` and perhaps a query, has one reading.
-pub(super) fn check(target: &str) -> Result<(), Ambiguous> {
+pub(crate) fn check(target: &str) -> Result<(), Ambiguous> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     // In a query nearly everything is the application's own affair.
     if !query.bytes().all(may_stand) {

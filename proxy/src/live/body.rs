@@ -125,6 +125,11 @@ impl Body {
         Self { source: Source::Text(text), ticket: None }
     }
 
+    /// The text, if it is one of our own.
+    pub(crate) fn own_text(&self) -> &[u8] {
+        if let Source::Text(text) = &self.source { text } else { b"" }
+    }
+
     /// The body of a response that came over `lease`; `blame` has the fault if it breaks.
     pub(crate) fn passed(incoming: Incoming, lease: Lease, blame: Blame) -> Self {
         Self { source: Source::Passed { incoming, lease: Some(lease), blame }, ticket: None }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use countersign_identity::Peer;
 use futures::task::AtomicWaker;
@@ -137,6 +137,12 @@ impl Connection {
             work.as_mut().poll(cx).map(Some)
         })
         .await
+    }
+
+    /// Whether it was closed by order; wakes the task when that changes.
+    pub(crate) fn poll_closed(&self, cx: &Context<'_>) -> bool {
+        self.waker.register(cx.waker());
+        self.orders.load(Ordering::Acquire) & CLOSE != 0
     }
 
     /// Whether it was ordered to end, now or when its requests have ended.

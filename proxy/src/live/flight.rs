@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures::task::AtomicWaker;
-use http::request::Parts;
 use http::{Method, StatusCode, Uri};
 
 use super::connection::Connection;
@@ -189,14 +188,15 @@ pub(crate) struct Ticket {
     pub(crate) outcome: Option<Outcome>,
     status: Option<StatusCode>,
     blame: Option<Blame>,
+    withdrawn: bool,
 }
 
 impl Ticket {
     /// Enters a request in its connection.
-    pub(crate) fn open(connection: &Arc<Connection>, parts: &Parts, without_body: bool) -> Self {
+    pub(crate) fn open(connection: &Arc<Connection>, method: Method, uri: Uri, without_body: bool) -> Self {
         let flight = Arc::new(Flight {
-            method: parts.method.clone(),
-            uri: parts.uri.clone(),
+            method,
+            uri,
             started: Instant::now(),
             cut: AtomicU8::new(0),
             response: AtomicWaker::new(),
@@ -216,7 +216,12 @@ impl Ticket {
         let connection = Arc::clone(connection);
         let (flight_of, connection_of) = (Arc::clone(&flight), Arc::clone(&connection));
         let entered = Arc::new(Entered { flight: flight_of, connection: connection_of, places: OnceLock::new() });
-        Self { flight, connection, entered, outcome: None, status: None, blame: None }
+        Self { flight, connection, entered, outcome: None, status: None, blame: None, withdrawn: false }
+    }
+
+    /// Leaves no record: the request is entered anew by who goes on with it.
+    pub(crate) fn withdraw(mut self) {
+        self.withdrawn = true;
     }
 
     /// The place of the request in its connection, for what carries its body.
@@ -267,6 +272,9 @@ impl Cut {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        if self.withdrawn {
+            return;
+        }
         // Dropped before there was an answer: the caller went away.
         let (status, blame) = match self.status {
             Some(status) => (status.as_u16(), self.blame),

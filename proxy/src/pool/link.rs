@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{IDLE_HTTP1, Pool};
+use super::{Pool, keep_alive};
 use crate::dial::Secured;
 use crate::fault::Fault;
 use crate::live::body::RequestBody;
@@ -208,7 +208,7 @@ where
             tracing::debug!(listener = %entry.connection.listener.name, %error, "an upstream connection broke");
         }
     });
-    Ok(Http1 { sender, proof, traffic, patience: IDLE_HTTP1 })
+    Ok(Http1 { sender, proof, traffic, patience: keep_alive::LONGEST })
 }
 
 /// Speaks HTTP/2 on a new connection, and runs it until it ends. A stream is kept for whom it is opened.

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 
 use super::link::{Lease, Link};
-use super::{Answered, IDLE_HTTP1, Pool, Target};
+use super::{Answered, Pool, Target, keep_alive};
 use crate::fault::Fault;
 use crate::live::Flight;
 use crate::live::body::RequestBody;
@@ -150,6 +150,14 @@ impl Pool {
         }
     }
 
+    /// The fault of a connection that broke under a request.
+    pub(crate) fn explain(&self, error: &std::io::Error) -> Fault {
+        match refused_by_peer(error) {
+            Some(alert) => Fault::RefusedByPeer(alert),
+            None => Fault::Broke { hop: self.hop(), reason: error.to_string() },
+        }
+    }
+
     pub(super) fn broke(&self, error: &hyper::Error) -> Fault {
         let mut reason = error.to_string();
         let mut source = std::error::Error::source(error);
@@ -167,7 +175,7 @@ impl Pool {
 
 /// In TLS 1.3 a client may send before it learns that the server does not accept its certificate. The server has not
 /// read what was sent then.
-fn refused_by_peer(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+pub(super) fn refused_by_peer(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     use rustls::AlertDescription as Alert;
 
     let inner = error.downcast_ref::<std::io::Error>()?.get_ref()?;
@@ -209,19 +217,9 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// How long the connection may wait after this response: what the peer asks for, but never more than our own limit.
+/// How long the connection may wait after this response.
 fn patience(response: &Response<Incoming>) -> Duration {
-    asked_for(response.headers()).map_or(IDLE_HTTP1, |asked| asked.min(IDLE_HTTP1))
-}
-
-/// `timeout` of a `Keep-Alive` header, less a margin for the way.
-fn asked_for(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(KEEP_ALIVE)?.to_str().ok()?;
-    let timeout = value.split(',').find_map(|item| item.trim().strip_prefix("timeout=")).map(str::trim)?;
-    Some(Duration::from_secs(timeout.parse().ok()?).saturating_sub(MARGIN))
+    response.headers().get(KEEP_ALIVE).map_or(keep_alive::LONGEST, |value| keep_alive::patience(value.as_bytes()))
 }
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-
-/// A request that is on its way when the peer gives up waiting would be lost.
-const MARGIN: Duration = Duration::from_millis(500);

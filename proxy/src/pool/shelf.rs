@@ -8,7 +8,7 @@ use futures::FutureExt;
 use rustls_pki_types::UnixTime;
 
 use super::link::{Http1, Http2, Link, Proof};
-use super::{IDLE_HTTP1, IDLE_HTTP2};
+use super::{IDLE_HTTP2, keep_alive};
 
 /// The connections that are free or shared.
 pub(super) struct Shelf {
@@ -78,7 +78,9 @@ impl Shelf {
     /// Drops what has waited too long, has ended, or shows an old identity.
     pub(super) fn tidy(&mut self, identity: Option<&Arc<Identity>>) {
         self.retire(identity);
-        self.http1.retain(|(since, link)| since.elapsed() < link.patience.min(IDLE_HTTP1) && !link.sender.is_closed());
+        self.http1.retain(|(since, link)| {
+            since.elapsed() < link.patience.min(keep_alive::LONGEST) && !link.sender.is_closed()
+        });
         self.http2.retain(|(used, link)| {
             let idle = link.is_idle() && used.elapsed() > IDLE_HTTP2;
             !idle && !link.sender.is_closed()

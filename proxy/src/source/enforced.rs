@@ -60,6 +60,17 @@ impl Enforced {
         (decision, outcome)
     }
 
+    /// Decides about a request that is as good as let pass. `None`, and nothing is counted, where there is more to say:
+    /// it is denied, or let pass only because denials are not enforced.
+    pub(crate) fn passes(&self, from: &SpiffeId, action: Action<'_>) -> Option<Outcome> {
+        let decision = self.matcher.decide(&Request { from, action });
+        if !decision.passes() || decision.audited() {
+            return None;
+        }
+        self.count(decision.rule(), 0);
+        Some(Outcome { verdict: VERDICTS[0], rule: decision.rule().map(|rule| Arc::clone(rule.name())) })
+    }
+
     /// Whether what was let pass once still passes; not counted.
     pub(crate) fn still_passes(&self, from: &SpiffeId, action: Action<'_>) -> bool {
         self.matcher.decide(&Request { from, action }).passes()

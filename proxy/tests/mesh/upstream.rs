@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::Response;
+use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -26,7 +26,7 @@ async fn a_cold_burst_goes_over_as_few_connections_as_the_other_end_allows() {
     const REQUESTS: usize = 200;
     // Answers nobody before all have come: a request that waited behind others would wait for ever.
     let barrier = Arc::new(Barrier::new(REQUESTS));
-    let app = App::http1(move |_| {
+    let app = App::http2(move |_| {
         let barrier = Arc::clone(&barrier);
         async move {
             barrier.wait().await;
@@ -34,10 +34,15 @@ async fn a_cold_burst_goes_over_as_few_connections_as_the_other_end_allows() {
         }
     })
     .await;
-    let pair = Pair::start_with("http", app.address, "limits: { streams: 20 }\n").await;
+    let pair = Pair::start_with("grpc", app.address, "limits: { streams: 20 }\n").await;
     let mut callers = JoinSet::new();
     for _ in 0..REQUESTS {
-        callers.spawn(client::get(pair.entrance, "/"));
+        let entrance = pair.entrance;
+        callers.spawn(async move {
+            let request = Request::get("http://app.test/").body(client::empty()).unwrap();
+            let response = client::http2(entrance).await.send_request(request).await.unwrap();
+            (response.status().as_u16(), client::text(response).await)
+        });
     }
     while let Some(answered) = soon("all answers", callers.join_next()).await {
         assert_eq!(answered.unwrap(), (200, "in".to_owned()));

@@ -84,7 +84,7 @@ impl Answers {
                 Place::Chunked(chunked) => {
                     let Taken { len, then } = chunked.take(rest);
                     match then {
-                        Then::More => {}
+                        Then::More | Then::Trailers => {}
                         Then::End => self.place = Place::Head,
                         Then::Malformed(_) => self.place = Place::Rest,
                     }

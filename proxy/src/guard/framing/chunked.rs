@@ -8,7 +8,7 @@ use crate::guard::reasons::Malformed;
 
 /// A chunked body that is being read.
 #[derive(Debug, Default)]
-pub(super) struct Chunked {
+pub(crate) struct Chunked {
     state: State,
     /// Of the trailers so far.
     trailer_bytes: usize,
@@ -38,16 +38,18 @@ impl Default for State {
 
 /// How far the bytes at hand belong to the body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Taken {
-    pub(super) len: usize,
-    pub(super) then: Then,
+pub(crate) struct Taken {
+    pub(crate) len: usize,
+    pub(crate) then: Then,
 }
 
 /// What comes after the bytes that were taken.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Then {
+pub(crate) enum Then {
     /// More of the body, when it arrives.
     More,
+    /// The trailers, perhaps none, of which nothing was taken yet.
+    Trailers,
     /// The body was complete.
     End,
     /// A byte that cannot stand there.
@@ -56,7 +58,16 @@ pub(super) enum Then {
 
 impl Chunked {
     /// Takes of `bytes` what belongs to the body and is well formed.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Taken {
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> Taken {
+        self.take_until(bytes, false)
+    }
+
+    /// As [`Chunked::take`], but stops where the trailers begin.
+    pub(crate) fn take_data(&mut self, bytes: &[u8]) -> Taken {
+        self.take_until(bytes, true)
+    }
+
+    fn take_until(&mut self, bytes: &[u8], trailers: bool) -> Taken {
         let mut rest = bytes;
         let then = loop {
             if let State::Data { left } = self.state {
@@ -65,8 +76,10 @@ impl Chunked {
                 (_, rest) = rest.split_at(len);
                 self.state = if left == 0 { State::DataCr } else { State::Data { left } };
             }
-            if matches!(self.state, State::End) {
-                break Then::End;
+            match self.state {
+                State::End => break Then::End,
+                State::TrailerStart if trailers => break Then::Trailers,
+                _ => {}
             }
             let Some((byte, after)) = rest.split_first() else { break Then::More };
             match self.step(*byte) {

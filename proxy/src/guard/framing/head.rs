@@ -11,19 +11,19 @@ use crate::guard::reasons::Malformed;
 
 /// What has to be known of a request in order to find its end.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(crate) struct Head {
     /// Its bytes, with the empty line and perhaps a leading one.
-    pub(super) len: usize,
-    pub(super) body: Body,
+    pub(crate) len: usize,
+    pub(crate) body: Body,
     /// Whether the method is HEAD, whose response has no body.
-    pub(super) is_head: bool,
+    pub(crate) is_head: bool,
     /// Whether it asks to speak another protocol afterwards.
-    pub(super) upgrade: bool,
+    pub(crate) upgrade: bool,
 }
 
 /// How long the body of a request is.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Body {
+pub(crate) enum Body {
     None,
     Length(u64),
     Chunked,
@@ -52,7 +52,7 @@ pub(super) fn take(bytes: &[u8], scanned: &mut usize, limits: &HeadLimits) -> Re
 }
 
 /// The value of `Content-Length`: one plain decimal number. Without leading zeros, which some read as octal.
-pub(in crate::guard) fn length(value: &[u8]) -> Result<u64, Malformed> {
+pub(crate) fn length(value: &[u8]) -> Result<u64, Malformed> {
     let digits = str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     let number = digits.and_then(|digits| digits.parse().ok()).filter(|number| *number <= LONGEST_BODY);
     number.filter(|_| value.len() == 1 || !value.starts_with(b"0")).ok_or(Malformed::Length)
@@ -67,8 +67,28 @@ fn first_byte(byte: u8) -> Malformed {
     }
 }
 
+/// The head at the beginning of `bytes`, as [`take`] finds it, with what `see` makes of it. `None` if it is not complete
+/// yet; an empty line in front is refused here.
+pub(crate) fn take_plain<R>(
+    bytes: &[u8],
+    scanned: &mut usize,
+    limits: &HeadLimits,
+    see: impl FnOnce(&httparse::Request<'_, '_>, Head) -> R,
+) -> Result<Option<R>, Malformed> {
+    if bytes.first().is_some_and(|first| !is_token(*first)) {
+        return Err(Malformed::RequestLine);
+    }
+    let end = end(bytes, scanned)?;
+    if end.unwrap_or(bytes.len()) > limits.bytes {
+        return Err(Malformed::HeadTooLarge);
+    }
+    let Some(end) = end else { return Ok(None) };
+    let (head, _) = bytes.split_at(end);
+    parsed(head, limits, see).map(Some)
+}
+
 /// Finds the empty line, and refuses the first line that ends otherwise than in CRLF.
-fn end(head: &[u8], scanned: &mut usize) -> Result<Option<usize>, Malformed> {
+pub(super) fn end(head: &[u8], scanned: &mut usize) -> Result<Option<usize>, Malformed> {
     let unseen = head.get(*scanned..).unwrap_or_default();
     for at in memchr::memchr_iter(b'\n', unseen) {
         let (line, _) = head.split_at(*scanned + at + 1);
@@ -84,11 +104,22 @@ fn end(head: &[u8], scanned: &mut usize) -> Result<Option<usize>, Malformed> {
 }
 
 fn parse(head: &[u8], limits: &HeadLimits) -> Result<Head, Malformed> {
+    parsed(head, limits, |_, head| head)
+}
+
+/// What `see` makes of the one head that `head` is, if that has one reading.
+pub(super) fn parsed<R>(
+    head: &[u8],
+    limits: &HeadLimits,
+    see: impl FnOnce(&httparse::Request<'_, '_>, Head) -> R,
+) -> Result<R, Malformed> {
     let mut headers = [const { MaybeUninit::uninit() }; MOST_HEADERS];
     let headers = headers.get_mut(..limits.headers.min(MOST_HEADERS)).unwrap_or_default();
     let mut request = httparse::Request::new(&mut []);
     match httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, head, headers) {
-        Ok(httparse::Status::Complete(len)) if len == head.len() => judge(&request, len),
+        Ok(httparse::Status::Complete(len)) if len == head.len() => {
+            judge(&request, len).map(|head| see(&request, head))
+        }
         Ok(_) => Err(classify(head)),
         Err(httparse::Error::TooManyHeaders) => Err(Malformed::TooManyHeaders),
         Err(_) => Err(classify(head)),

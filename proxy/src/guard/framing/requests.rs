@@ -73,7 +73,7 @@ impl Requests {
                 Place::Chunked(chunked) => {
                     let Taken { len, then } = chunked.take(rest);
                     match then {
-                        Then::More => {}
+                        Then::More | Then::Trailers => {}
                         Then::End => self.place = START,
                         Then::Malformed(malformed) => {
                             (_, rest) = rest.split_at(len);

@@ -1,0 +1,114 @@
+//! How much of the bytes at hand belongs to a body, and how it goes on.
+
+use super::buffer::Buffer;
+use super::response;
+use crate::guard::framing::chunked::{Chunked, Taken, Then};
+use crate::guard::framing::head;
+use crate::guard::{Malformed, headers};
+
+/// A body on its way.
+#[derive(Debug)]
+pub(super) enum Body {
+    /// There is none, or it has ended.
+    Ended,
+    /// So many bytes are to come.
+    Length(u64),
+    /// In chunks, which are passed on as they are once they were found well formed.
+    Chunked(Box<Chunked>),
+    /// The trailers are being gathered, to be passed on without what they may not say.
+    Trailers(Box<(Chunked, Vec<u8>)>),
+    /// Until the sender ends; it is passed on in chunks.
+    Rest,
+}
+
+/// What is to be done with the first bytes at hand.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Pass on so many as they are.
+    Pass(usize),
+    /// Pass on so many as a chunk.
+    Wrap(usize),
+    /// They were taken in; there is something to write.
+    Taken(usize),
+    /// Wait for more.
+    More,
+}
+
+impl From<head::Body> for Body {
+    fn from(body: head::Body) -> Self {
+        match body {
+            head::Body::None => Self::Ended,
+            head::Body::Length(length) => Self::Length(length),
+            head::Body::Chunked => Self::Chunked(Box::default()),
+        }
+    }
+}
+
+impl From<response::Body> for Body {
+    fn from(body: response::Body) -> Self {
+        match body {
+            response::Body::None => Self::Ended,
+            response::Body::Length(length) => Self::Length(length),
+            response::Body::Chunked => Self::Chunked(Box::default()),
+            response::Body::Rest => Self::Rest,
+        }
+    }
+}
+
+impl Body {
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self, Self::Ended)
+    }
+
+    /// Looks at `bytes`, which were not looked at before. Trailers are written to `out`.
+    pub(super) fn step(&mut self, bytes: &[u8], out: &mut Buffer) -> Result<Step, Malformed> {
+        if bytes.is_empty() {
+            return Ok(Step::More);
+        }
+        match self {
+            Self::Ended => Ok(Step::More),
+            Self::Rest => Ok(Step::Wrap(bytes.len())),
+            Self::Length(left) => {
+                let count = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= count as u64;
+                if *left == 0 {
+                    *self = Self::Ended;
+                }
+                Ok(Step::Pass(count))
+            }
+            Self::Chunked(chunked) => {
+                let Taken { len, then } = chunked.take_data(bytes);
+                match then {
+                    Then::More | Then::End => {}
+                    Then::Trailers => *self = Self::Trailers(Box::new((std::mem::take(chunked), Vec::new()))),
+                    Then::Malformed(malformed) => return Err(malformed),
+                }
+                Ok(Step::Pass(len))
+            }
+            Self::Trailers(gathered) => {
+                let (chunked, text) = &mut **gathered;
+                let Taken { len, then } = chunked.take(bytes);
+                text.extend_from_slice(bytes.get(..len).unwrap_or_default());
+                match then {
+                    Then::More | Then::Trailers => {}
+                    Then::End => {
+                        write_trailers(text, out);
+                        *self = Self::Ended;
+                    }
+                    Then::Malformed(malformed) => return Err(malformed),
+                }
+                Ok(Step::Taken(len))
+            }
+        }
+    }
+}
+
+/// Writes the trailers in `text`, which are well formed, without those that may not stand there.
+fn write_trailers(text: &[u8], out: &mut Buffer) {
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        let name = line.split(|byte| *byte == b':').next().and_then(|name| str::from_utf8(name).ok());
+        if line == b"\r\n" || name.is_some_and(|name| !headers::is_barred_from_trailers(name)) {
+            out.push(line);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The head of a request, as it comes in and as it goes out.
+//!
+//! Invariant: what [`read`] takes for plain is what the guard passes, judged by the guard's own rules; what it cannot
+//! vouch for it calls unusual, and the general path judges it.
+
+use http::{HeaderValue, Method, Uri};
+
+use super::buffer::{Buffer, SIZE};
+use crate::guard::framing::head::{Body, take_plain};
+use crate::guard::{self, HeadLimits, headers};
+
+/// What the bytes at hand are.
+pub(super) enum Read {
+    /// The beginning of a head.
+    Incomplete,
+    /// Something for the general path.
+    Unusual,
+    /// A plain request.
+    Plain(Plain),
+}
+
+/// A request that the guard passes, whose head was written as it goes out.
+pub(super) struct Plain {
+    /// How many bytes its head had.
+    pub(super) len: usize,
+    pub(super) method: Method,
+    /// Its target, as it was received.
+    pub(super) uri: Uri,
+    pub(super) body: Body,
+    pub(super) is_head: bool,
+    /// Whether the caller wants the connection to end with the answer.
+    pub(super) close: bool,
+    /// Whether the caller expects answers in the form of gRPC.
+    pub(super) as_grpc: bool,
+}
+
+/// Reads the head at the beginning of `bytes`, and writes it to `out`, with what `client_cert` says of the caller.
+/// `scanned` is kept between the calls for one head.
+pub(super) fn read(
+    bytes: &[u8],
+    scanned: &mut usize,
+    limits: &HeadLimits,
+    client_cert: Option<&HeaderValue>,
+    out: &mut Buffer,
+) -> Read {
+    let read = take_plain(bytes, scanned, limits, |request, head| {
+        if head.upgrade || head.len > LONGEST {
+            return None;
+        }
+        let written = write(request, client_cert, out)?;
+        let target = request.path.unwrap_or_default();
+        Some(Plain {
+            len: head.len,
+            method: Method::from_bytes(request.method.unwrap_or_default().as_bytes()).ok()?,
+            uri: target.parse().ok()?,
+            body: head.body,
+            is_head: head.is_head,
+            close: written.close,
+            as_grpc: written.as_grpc,
+        })
+    });
+    match read {
+        Ok(None) if bytes.len() < LONGEST => Read::Incomplete,
+        Ok(Some(Some(plain))) => Read::Plain(plain),
+        _ => {
+            out.clear();
+            Read::Unusual
+        }
+    }
+}
+
+/// What the headers ask of this hop.
+#[derive(Default)]
+struct Written {
+    hosts: u32,
+    close: bool,
+    as_grpc: bool,
+}
+
+fn write(request: &httparse::Request<'_, '_>, client_cert: Option<&HeaderValue>, out: &mut Buffer) -> Option<Written> {
+    let (method, target) = (request.method?, request.path?);
+    guard::method(method).ok()?;
+    if request.version != Some(1) || !target.starts_with('/') {
+        return None;
+    }
+    guard::path::check(target).ok()?;
+    for part in [method.as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n"] {
+        out.push(part);
+    }
+    let mut said = Written::default();
+    let mut chunked = false;
+    for header in request.headers.iter() {
+        let (name, value) = (header.name, header.value);
+        match Meaning::of(name) {
+            Meaning::EndToEnd => {}
+            Meaning::Host if guard::is_authority(value) => said.hosts += 1,
+            Meaning::Connection if value.eq_ignore_ascii_case(b"keep-alive") => continue,
+            Meaning::Connection if value.eq_ignore_ascii_case(b"close") => {
+                said.close = true;
+                continue;
+            }
+            // The grammar of the body was read by the guard, and it is passed on as it is.
+            Meaning::TransferEncoding => {
+                chunked = true;
+                continue;
+            }
+            Meaning::Te if value.eq_ignore_ascii_case(b"trailers") => {}
+            Meaning::ContentType => said.as_grpc = crate::fault::is_grpc_type(value),
+            Meaning::Dropped => continue,
+            Meaning::Host | Meaning::Connection | Meaning::Te | Meaning::Unusual => return None,
+        }
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            out.push(part);
+        }
+    }
+    if said.hosts != 1 {
+        return None;
+    }
+    if chunked {
+        out.push(b"transfer-encoding: chunked\r\n");
+    }
+    if let Some(client_cert) = client_cert {
+        for part in [b"x-forwarded-client-cert: ".as_slice(), client_cert.as_bytes(), b"\r\n"] {
+            out.push(part);
+        }
+    }
+    out.push(b"\r\n");
+    Some(said)
+}
+
+/// What a header is to this hop.
+enum Meaning {
+    EndToEnd,
+    Host,
+    Connection,
+    TransferEncoding,
+    Te,
+    ContentType,
+    /// Not to be passed on.
+    Dropped,
+    /// For the general path.
+    Unusual,
+}
+
+impl Meaning {
+    fn of(name: &str) -> Self {
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        // Everything that means something begins with one of these.
+        match name.as_bytes().first().map(u8::to_ascii_lowercase) {
+            Some(b'h') if is("host") => Self::Host,
+            Some(b'c') if is("connection") => Self::Connection,
+            Some(b'c') if is("content-type") => Self::ContentType,
+            Some(b't') if is("transfer-encoding") => Self::TransferEncoding,
+            Some(b't') if is("te") => Self::Te,
+            Some(b'e') if is("expect") => Self::Unusual,
+            Some(b'u') if is("upgrade") => Self::Unusual,
+            Some(b'c' | b'h' | b'k' | b'l' | b'p' | b't' | b'u' | b'x') => {
+                if headers::is_framing_alias(name) {
+                    Self::Unusual
+                } else if headers::is_hop_by_hop(name) || headers::is_reserved(name) {
+                    Self::Dropped
+                } else {
+                    Self::EndToEnd
+                }
+            }
+            _ => Self::EndToEnd,
+        }
+    }
+}
+
+/// With what is added it fits into one buffer; longer heads are unusual.
+const LONGEST: usize = SIZE / 2;

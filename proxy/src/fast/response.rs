@@ -1,0 +1,176 @@
+//! The head of a response, as it comes from the next hop and as it goes back.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::buffer::{Buffer, SIZE};
+use crate::guard::headers;
+use crate::pool::keep_alive;
+
+/// The head of a response, which was written as it goes back.
+pub(super) struct Head {
+    /// How many bytes it had.
+    pub(super) len: usize,
+    pub(super) status: StatusCode,
+    pub(super) body: Body,
+    /// How long the connection that it came over may wait for the next request; zero if it takes none.
+    pub(super) patience: Duration,
+}
+
+/// How long the body of a response is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Body {
+    None,
+    Length(u64),
+    Chunked,
+    /// To the end of the connection.
+    Rest,
+}
+
+/// What is known of a response before it comes, and what is to be said beside it.
+pub(super) struct Asked {
+    /// The request was HEAD, so that no body follows whatever the headers say.
+    pub(super) is_head: bool,
+    /// It came from an application: what only a proxy of ours may say is taken away.
+    pub(super) from_app: bool,
+    /// The connection ends with it.
+    pub(super) close: bool,
+}
+
+/// Reads the head at the beginning of `bytes` and writes it to `out`; `None` if it is not complete yet.
+pub(super) fn read(bytes: &[u8], asked: &Asked, out: &mut Buffer) -> Result<Option<Head>, &'static str> {
+    let mut fields = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut response = httparse::Response::new(&mut fields);
+    let len = match response.parse(bytes) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) if bytes.len() < LONGEST => return Ok(None),
+        Ok(httparse::Status::Partial) => return Err("the head of the response is too large"),
+        Err(error) => return Err(explain(error)),
+    };
+    if len > LONGEST {
+        return Err("the head of the response is too large");
+    }
+    let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("the status is no number")?;
+    let said = Said::hear(&response)?;
+    // RFC 9112, section 6.3.
+    let body = match (said.chunked, said.length) {
+        _ if asked.is_head || status.is_informational() => Body::None,
+        _ if status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED => Body::None,
+        (true, _) => Body::Chunked,
+        (false, Some(0)) => Body::None,
+        (false, Some(length)) => Body::Length(length),
+        (false, None) => Body::Rest,
+    };
+    write(&response, status, &said, body, asked, out);
+    let keeps = !said.close && response.version == Some(1) && body != Body::Rest;
+    let patience = if keeps { said.patience } else { Duration::ZERO };
+    Ok(Some(Head { len, status, body, patience }))
+}
+
+fn write(
+    response: &httparse::Response<'_, '_>,
+    status: StatusCode,
+    said: &Said<'_>,
+    body: Body,
+    asked: &Asked,
+    out: &mut Buffer,
+) {
+    let reason = response.reason.unwrap_or_default();
+    for part in [b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"] {
+        out.push(part);
+    }
+    for header in response.headers.iter() {
+        let name = header.name;
+        if headers::is_hop_by_hop(name)
+            || (asked.from_app && headers::is_ours(name))
+            || said.named.iter().any(|named| named.eq_ignore_ascii_case(name))
+        {
+            continue;
+        }
+        if name.eq_ignore_ascii_case("content-length") {
+            // Below, once and in plain digits, unless the encoding says where the body ends.
+            continue;
+        }
+        for part in [name.as_bytes(), b": ", header.value, b"\r\n"] {
+            out.push(part);
+        }
+    }
+    if let Some(length) = said.length.filter(|_| !said.chunked) {
+        out.push(format!("content-length: {length}\r\n").as_bytes());
+    }
+    if matches!(body, Body::Chunked | Body::Rest) || (said.chunked && asked.is_head) {
+        out.push(b"transfer-encoding: chunked\r\n");
+    }
+    if asked.close && !status.is_informational() {
+        out.push(b"connection: close\r\n");
+    }
+    out.push(b"\r\n");
+}
+
+/// What the headers say to this hop.
+#[derive(Default)]
+struct Said<'a> {
+    length: Option<u64>,
+    chunked: bool,
+    close: bool,
+    patience: Duration,
+    /// Other headers that are for this hop.
+    named: Vec<&'a str>,
+}
+
+impl<'a> Said<'a> {
+    fn hear(response: &httparse::Response<'_, 'a>) -> Result<Self, &'static str> {
+        let mut said = Self { patience: keep_alive::LONGEST, ..Self::default() };
+        for header in response.headers.iter() {
+            let (name, value) = (header.name, header.value);
+            if name.eq_ignore_ascii_case("content-length") {
+                let length = length(value).ok_or("Content-Length is not one decimal number")?;
+                if said.length.replace(length).is_some_and(|before| before != length) {
+                    return Err("it has several lengths");
+                }
+            } else if name.eq_ignore_ascii_case("transfer-encoding") {
+                if said.chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                    return Err("its transfer encoding is not chunked alone");
+                }
+                said.chunked = true;
+            } else if name.eq_ignore_ascii_case("connection") {
+                said.connection(str::from_utf8(value).unwrap_or_default());
+            } else if name.eq_ignore_ascii_case("keep-alive") {
+                said.patience = keep_alive::patience(value);
+            }
+        }
+        Ok(said)
+    }
+
+    fn connection(&mut self, value: &'a str) {
+        for option in value.split(',').map(str::trim).filter(|option| !option.is_empty()) {
+            if option.eq_ignore_ascii_case("close") {
+                self.close = true;
+            } else if !option.eq_ignore_ascii_case("keep-alive") && !headers::keeps(&option.to_ascii_lowercase()) {
+                self.named.push(option);
+            }
+        }
+    }
+}
+
+/// A length with leading zeros is read as everyone reads it who takes it for decimal; it is passed on without them.
+fn length(value: &[u8]) -> Option<u64> {
+    let digits = str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+    digits.parse().ok().filter(|length| *length <= i64::MAX.unsigned_abs())
+}
+
+fn explain(error: httparse::Error) -> &'static str {
+    use httparse::Error;
+    match error {
+        Error::TooManyHeaders => "the response has too many headers",
+        Error::Status => "the status line of the response is malformed",
+        Error::Version => "the response is not HTTP/1",
+        _ => "the head of the response is malformed",
+    }
+}
+
+const MOST_HEADERS: usize = 128;
+
+/// With what is added it fits into one buffer.
+const LONGEST: usize = SIZE - 4096;
