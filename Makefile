@@ -31,7 +31,10 @@ lint: ## Format, clippy and documentation, as CI checks them
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
 .PHONY: bench
-bench: ## The time of a policy decision, by criterion
+bench: ## The data path beside its peers (an hour), into bench/results; the time of a policy decision
+	bench/setup
+	$(CARGO) build --locked --release --package countersign --package countersign-bench
+	bench/run
 	$(CARGO) bench --locked -p countersign-policy
 
 .PHONY: image

@@ -1,0 +1,1 @@
+"""What the measurements are made with: processes, counters of the kernel, load, results, their tables and plots."""
