@@ -10,6 +10,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::listener::Listener;
+use crate::load::Place;
+
+/// A connection that was accepted.
+pub(crate) struct Accepted {
+    pub(crate) stream: TcpStream,
+    pub(crate) remote: SocketAddr,
+    /// Its place among the connections of the listener.
+    pub(crate) place: Place,
+}
 
 /// Accepts until `ended`; `serve` runs as a task for each connection.
 pub(crate) async fn accept<F, S>(
@@ -19,7 +28,7 @@ pub(crate) async fn accept<F, S>(
     lifecycle: Lifecycle,
     serve: S,
 ) where
-    S: Fn(TcpStream, SocketAddr) -> F,
+    S: Fn(Accepted) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
     loop {
@@ -46,11 +55,7 @@ pub(crate) async fn accept<F, S>(
         };
         // It fails only if the connection is gone already, which its first read will tell.
         let _ = stream.set_nodelay(true);
-        let served = serve(stream, remote);
-        lifecycle.spawn(async move {
-            served.await;
-            drop(place);
-        });
+        lifecycle.spawn(serve(Accepted { stream, remote, place }));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{Method, Uri};
+use http::Method;
 
 use crate::fault::Blame;
 use crate::live::Connection;
@@ -12,7 +12,7 @@ use crate::source::Outcome;
 pub(crate) struct Line<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) method: &'a Method,
-    pub(crate) target: &'a Uri,
+    pub(crate) path: &'a str,
     pub(crate) status: u16,
     pub(crate) blame: Option<Blame>,
     pub(crate) outcome: Option<&'a Outcome>,
@@ -39,7 +39,7 @@ pub(crate) fn log(line: &Line<'_>) {
         from,
         to,
         method = %line.method,
-        path = line.target.path(),
+        path = line.path,
         status = line.status,
         request_bytes = line.up,
         response_bytes = line.down,

@@ -12,7 +12,7 @@ use hyper::upgrade::OnUpgrade;
 use crate::fault::{Fault, is_grpc};
 use crate::guard;
 use crate::live::body::{Body, RequestBody};
-use crate::live::{Connection, Cut, Ticket};
+use crate::live::{Connection, Cut, Target, Ticket};
 use crate::pool::Pool;
 use crate::tunnel::{self, Tunnel};
 
@@ -165,6 +165,7 @@ pub(crate) fn report(connection: &Connection, fault: &Fault, ticket: Option<&Tic
 pub(crate) fn open(connection: &Arc<Connection>, parts: &Parts, body: &Incoming) -> (Ticket, bool) {
     use http_body::Body;
 
-    let ticket = Ticket::open(connection, parts.method.clone(), parts.uri.clone(), body.is_end_stream());
+    let target = Target::new(parts.uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str));
+    let ticket = Ticket::open(connection, parts.method.clone(), target, body.is_end_stream());
     (ticket, is_grpc(&parts.headers))
 }

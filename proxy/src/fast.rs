@@ -11,6 +11,7 @@
 mod body;
 mod buffer;
 mod exchange;
+mod lines;
 mod request;
 mod response;
 
@@ -76,7 +77,8 @@ where
     loop {
         let mut out = Buffer::default();
         let next = match read(&mut caller, &mut out, connection, route, first).await {
-            Some(Read::Plain(plain)) => answer(&mut caller, plain, out, connection, route).await,
+            // On the heap, so that a connection that waits is small.
+            Some(Read::Plain(plain)) => Box::pin(answer(&mut caller, plain, out, connection, route)).await,
             Some(_) => Next::Leave,
             None => Next::Gone,
         };
@@ -88,7 +90,7 @@ where
                 return Some(Left { io: caller.io, read });
             }
             Next::Close => {
-                close(&mut caller).await;
+                Box::pin(close(&mut caller)).await;
                 return None;
             }
             Next::Gone => return None,
@@ -143,10 +145,10 @@ async fn answer<T: AsyncRead + AsyncWrite + Unpin>(
     connection: &Arc<Connection>,
     route: &impl Route,
 ) -> Next {
-    let Plain { len, method, uri, body, is_head, close, as_grpc } = plain;
+    let Plain { len, method, target, body, is_head, close, as_grpc } = plain;
     let body = body::Body::from(body);
     let safe = method.is_safe();
-    let mut ticket = Ticket::open(connection, method, uri, body.has_ended());
+    let mut ticket = Ticket::open(connection, method, target, body.has_ended());
     if !route.admit(&mut ticket) {
         ticket.withdraw();
         return Next::Leave;
@@ -155,7 +157,11 @@ async fn answer<T: AsyncRead + AsyncWrite + Unpin>(
     let close = close || connection.is_ending();
     let asked = Asked { is_head, from_app: pool.hop() == Hop::App, close };
     let tell = Tell { is_head, close, as_grpc };
-    let mut link = match connection.unless_closed(ticket.unless_cut(pool.plain())).await {
+    let free = match pool.take_plain() {
+        Some(link) => Some(Ok(Ok(link))),
+        None => connection.unless_closed(ticket.unless_cut(pool.plain())).await,
+    };
+    let mut link = match free {
         Some(Ok(Ok(link))) => link,
         Some(Ok(Err(Unavailable::OtherProtocol))) => {
             ticket.withdraw();

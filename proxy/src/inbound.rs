@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::accept::Accepted;
 use crate::config::{Address, Limits, Protocol};
 use crate::decisions::{Decisions, Denial};
 use crate::dial::{dial_app, facts};
@@ -71,7 +72,8 @@ struct Caller {
     upgraded: Upgraded,
 }
 
-type Stream = TlsStream<Metered<TcpStream>>;
+/// On the heap, for it is moved about and much of it is seldom touched.
+type Stream = Box<TlsStream<Metered<TcpStream>>>;
 
 impl Inbound {
     pub(crate) fn new(listener: Arc<Listener>, protocol: Protocol, app: Address, shared: &Shared) -> Arc<Self> {
@@ -95,7 +97,8 @@ impl Inbound {
     }
 
     /// Serves one connection until it ends.
-    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
+    pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted) {
+        let Accepted { stream: tcp, remote, place: _place } = accepted;
         let Some((stream, caller)) = Box::pin(self.handshake(tcp, remote)).await else { return };
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let caller = Arc::new(caller);
@@ -181,7 +184,7 @@ impl Inbound {
         self.still_trusted(&peer, &made.identity, remote)?;
         let client_cert = client_cert(&made.identity, &peer);
         let (inbound, upgraded) = (Arc::clone(self), Upgraded::default());
-        Some((stream, Caller { inbound, entry, peer, share, _place: place, client_cert, upgraded }))
+        Some((Box::new(stream), Caller { inbound, entry, peer, share, _place: place, client_cert, upgraded }))
     }
 
     /// The trust may have changed during the handshake, when the reviewer did not know of this connection.

@@ -160,7 +160,7 @@ impl Listeners {
             Entry::Inbound(config) => {
                 let listener = Listener::inbound(config, common);
                 let inbound = Inbound::new(Arc::clone(&listener), config.protocol, config.app.clone(), &self.shared);
-                let serve = move |stream, remote| Arc::clone(&inbound).serve(stream, remote);
+                let serve = move |accepted| Arc::clone(&inbound).serve(accepted);
                 let accepts =
                     accept(Arc::clone(&socket), Arc::clone(&listener), ended.clone(), lifecycle.clone(), serve);
                 (listener, lifecycle.spawn(accepts))
@@ -170,7 +170,7 @@ impl Listeners {
                 let (to, expected) = (config.to.clone(), config.identity.clone());
                 let workload = Workload::new(to, expected, identity.clone(), self.waiting.clone());
                 let outbound = Outbound::new(Arc::clone(&listener), config.protocol, workload, connections, lifecycle);
-                let serve = move |stream, remote| Arc::clone(&outbound).serve(stream, remote);
+                let serve = move |accepted| Arc::clone(&outbound).serve(accepted);
                 let accepts =
                     accept(Arc::clone(&socket), Arc::clone(&listener), ended.clone(), lifecycle.clone(), serve);
                 (listener, lifecycle.spawn(accepts))

@@ -3,7 +3,6 @@
 //! Invariant: what the app sends leaves this host over mutual TLS to the identity that the listener names, or not at
 //! all.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -15,6 +14,7 @@ use hyper::body::Incoming;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use crate::accept::Accepted;
 use crate::config::Protocol;
 use crate::dial::Workload;
 use crate::exchange::{self, Failed, Passed, Upgraded};
@@ -71,7 +71,8 @@ impl Outbound {
     }
 
     /// Serves one connection of the app until it ends.
-    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
+    pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted) {
+        let Accepted { stream: tcp, remote, place: _place } = accepted;
         let traffic = Arc::new(Traffic::default());
         let kind = if self.protocol == Protocol::Tcp { Kind::Tcp } else { Kind::Http };
         let connection = Connection::new(Arc::clone(&self.listener), kind, None, remote, None, Arc::clone(&traffic));

@@ -30,7 +30,7 @@ pub(crate) struct ListenerMetrics {
 }
 
 /// Counters of requests of one peer, by method, status and fault; each is registered when it is first needed.
-struct Requests {
+pub(crate) struct Requests {
     labels: [(&'static str, SharedString); 3],
     counters: Box<[OnceLock<Counter>]>,
 }
@@ -56,12 +56,9 @@ impl ListenerMetrics {
         }
     }
 
-    /// Counts a request that has ended.
-    pub(crate) fn request(&self, peer: Option<&SpiffeId>, method: &Method, status: u16, blame: Option<Blame>) {
-        match peer {
-            None => self.others.count(method, status, blame),
-            Some(peer) => self.of(peer).count(method, status, blame),
-        }
+    /// The counters of the requests of `peer`.
+    pub(crate) fn requests(&self, peer: Option<&SpiffeId>) -> Arc<Requests> {
+        peer.map_or_else(|| Arc::clone(&self.others), |peer| self.of(peer))
     }
 
     /// Counts bytes of accepted connections, on the wire.
@@ -151,7 +148,8 @@ impl Requests {
         Self { labels, counters: (0..counters).map(|_| OnceLock::new()).collect() }
     }
 
-    fn count(&self, method: &Method, status: u16, blame: Option<Blame>) {
+    /// Counts a request that has ended.
+    pub(crate) fn count(&self, method: &Method, status: u16, blame: Option<Blame>) {
         let method = METHODS.iter().position(|known| *known == method.as_str()).unwrap_or(METHODS.len() - 1);
         let status = usize::from(status / 100).min(STATUSES.len() - 1);
         let fault = blame.map_or(0, |blame| blame as usize + 1);

@@ -61,6 +61,21 @@ impl Buffer {
         count
     }
 
+    /// Appends `number` in decimal digits, if there is room.
+    pub(crate) fn push_number(&mut self, mut number: u64) {
+        let mut digits = [0; 20];
+        let mut begin = digits.len();
+        for place in digits.iter_mut().rev() {
+            *place = b'0' + (number % 10) as u8;
+            begin -= 1;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
+        }
+        self.push(digits.get(begin..).unwrap_or_default());
+    }
+
     /// Reads once from `io`: how many bytes came, 0 at the end. There must be room.
     pub(crate) fn poll_fill<T: AsyncRead + Unpin>(
         &mut self,

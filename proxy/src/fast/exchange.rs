@@ -86,7 +86,16 @@ pub(super) enum End {
 impl Up {
     /// A request whose head is in `out`. With `keep` it can be sent again, if it has no body.
     pub(super) fn new(out: Buffer, body: Body, keep: bool) -> Self {
-        Self { out, written: 0, sent: false, keep: keep && body.has_ended(), body, cleared: 0, unflushed: false, failed: None }
+        Self {
+            out,
+            written: 0,
+            sent: false,
+            keep: keep && body.has_ended(),
+            body,
+            cleared: 0,
+            unflushed: false,
+            failed: None,
+        }
     }
 
     /// The request once more.

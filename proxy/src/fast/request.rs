@@ -3,11 +3,13 @@
 //! Invariant: what [`read`] takes for plain is what the guard passes, judged by the guard's own rules; what it cannot
 //! vouch for it calls unusual, and the general path judges it.
 
-use http::{HeaderValue, Method, Uri};
+use http::{HeaderValue, Method};
 
 use super::buffer::{Buffer, SIZE};
+use super::lines::Lines;
 use crate::guard::framing::head::{Body, take_plain};
 use crate::guard::{self, HeadLimits, headers};
+use crate::live::Target;
 
 /// What the bytes at hand are.
 pub(super) enum Read {
@@ -25,7 +27,7 @@ pub(super) struct Plain {
     pub(super) len: usize,
     pub(super) method: Method,
     /// Its target, as it was received.
-    pub(super) uri: Uri,
+    pub(super) target: Target,
     pub(super) body: Body,
     pub(super) is_head: bool,
     /// Whether the caller wants the connection to end with the answer.
@@ -47,12 +49,13 @@ pub(super) fn read(
         if head.upgrade || head.len > LONGEST {
             return None;
         }
-        let written = write(request, client_cert, out)?;
+        let (text, _) = bytes.split_at_checked(head.len)?;
+        let written = write(request, text, client_cert, out)?;
         let target = request.path.unwrap_or_default();
         Some(Plain {
             len: head.len,
             method: Method::from_bytes(request.method.unwrap_or_default().as_bytes()).ok()?,
-            uri: target.parse().ok()?,
+            target: Target::new(target),
             body: head.body,
             is_head: head.is_head,
             close: written.close,
@@ -77,48 +80,46 @@ struct Written {
     as_grpc: bool,
 }
 
-fn write(request: &httparse::Request<'_, '_>, client_cert: Option<&HeaderValue>, out: &mut Buffer) -> Option<Written> {
+fn write(
+    request: &httparse::Request<'_, '_>,
+    head: &[u8],
+    client_cert: Option<&HeaderValue>,
+    out: &mut Buffer,
+) -> Option<Written> {
     let (method, target) = (request.method?, request.path?);
     guard::method(method).ok()?;
     if request.version != Some(1) || !target.starts_with('/') {
         return None;
     }
     guard::path::check(target).ok()?;
-    for part in [method.as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n"] {
-        out.push(part);
-    }
     let mut said = Written::default();
-    let mut chunked = false;
-    for header in request.headers.iter() {
+    // The request line is passed on as it is, and so are most headers. An empty line ends them.
+    let mut lines = Lines::new(head);
+    let end = head.len().checked_sub(2)?;
+    let mut headers = request.headers.iter().peekable();
+    while let Some(header) = headers.next() {
         let (name, value) = (header.name, header.value);
+        let mut skip = |out: &mut Buffer| lines.skip(header, headers.peek().copied(), end, out);
         match Meaning::of(name) {
             Meaning::EndToEnd => {}
             Meaning::Host if guard::is_authority(value) => said.hosts += 1,
-            Meaning::Connection if value.eq_ignore_ascii_case(b"keep-alive") => continue,
+            Meaning::Connection if value.eq_ignore_ascii_case(b"keep-alive") => skip(out),
             Meaning::Connection if value.eq_ignore_ascii_case(b"close") => {
                 said.close = true;
-                continue;
+                skip(out);
             }
-            // The grammar of the body was read by the guard, and it is passed on as it is.
-            Meaning::TransferEncoding => {
-                chunked = true;
-                continue;
-            }
+            // The guard has seen that it is `chunked`, and the body is passed on as it is.
+            Meaning::TransferEncoding => {}
             Meaning::Te if value.eq_ignore_ascii_case(b"trailers") => {}
             Meaning::ContentType => said.as_grpc = crate::fault::is_grpc_type(value),
-            Meaning::Dropped => continue,
+            Meaning::Dropped => skip(out),
             Meaning::Host | Meaning::Connection | Meaning::Te | Meaning::Unusual => return None,
-        }
-        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
-            out.push(part);
         }
     }
     if said.hosts != 1 {
         return None;
     }
-    if chunked {
-        out.push(b"transfer-encoding: chunked\r\n");
-    }
+    lines.copy_to(end, out);
     if let Some(client_cert) = client_cert {
         for part in [b"x-forwarded-client-cert: ".as_slice(), client_cert.as_bytes(), b"\r\n"] {
             out.push(part);

@@ -1,10 +1,12 @@
 //! The head of a response, as it comes from the next hop and as it goes back.
 
+use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use http::StatusCode;
 
 use super::buffer::{Buffer, SIZE};
+use super::lines::Lines;
 use crate::guard::headers;
 use crate::pool::keep_alive;
 
@@ -40,9 +42,10 @@ pub(super) struct Asked {
 
 /// Reads the head at the beginning of `bytes` and writes it to `out`; `None` if it is not complete yet.
 pub(super) fn read(bytes: &[u8], asked: &Asked, out: &mut Buffer) -> Result<Option<Head>, &'static str> {
-    let mut fields = [httparse::EMPTY_HEADER; MOST_HEADERS];
-    let mut response = httparse::Response::new(&mut fields);
-    let len = match response.parse(bytes) {
+    let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut response = httparse::Response::new(&mut []);
+    let parser = httparse::ParserConfig::default();
+    let len = match parser.parse_response_with_uninit_headers(&mut response, bytes, &mut fields) {
         Ok(httparse::Status::Complete(len)) => len,
         Ok(httparse::Status::Partial) if bytes.len() < LONGEST => return Ok(None),
         Ok(httparse::Status::Partial) => return Err("the head of the response is too large"),
@@ -62,7 +65,8 @@ pub(super) fn read(bytes: &[u8], asked: &Asked, out: &mut Buffer) -> Result<Opti
         (false, Some(length)) => Body::Length(length),
         (false, None) => Body::Rest,
     };
-    write(&response, status, &said, body, asked, out);
+    let (text, _) = bytes.split_at(len);
+    write(&response, text, status, &said, body, asked, out);
     let keeps = !said.close && response.version == Some(1) && body != Body::Rest;
     let patience = if keeps { said.patience } else { Duration::ZERO };
     Ok(Some(Head { len, status, body, patience }))
@@ -70,6 +74,7 @@ pub(super) fn read(bytes: &[u8], asked: &Asked, out: &mut Buffer) -> Result<Opti
 
 fn write(
     response: &httparse::Response<'_, '_>,
+    head: &[u8],
     status: StatusCode,
     said: &Said<'_>,
     body: Body,
@@ -80,24 +85,34 @@ fn write(
     for part in [b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"] {
         out.push(part);
     }
-    for header in response.headers.iter() {
+    let strict = has_strict_lines(head);
+    let end = head.len().saturating_sub(2);
+    let mut fields = response.headers.iter().peekable();
+    let mut lines = Lines::after_first(head, fields.peek().copied(), end);
+    while let Some(header) = fields.next() {
         let name = header.name;
-        if headers::is_hop_by_hop(name)
+        // The length is written below, once and in plain digits, unless the encoding says where the body ends.
+        if name.eq_ignore_ascii_case("content-length")
+            || headers::may_be_for_one_hop(name) && headers::is_hop_by_hop(name)
             || (asked.from_app && headers::is_ours(name))
             || said.named.iter().any(|named| named.eq_ignore_ascii_case(name))
         {
-            continue;
-        }
-        if name.eq_ignore_ascii_case("content-length") {
-            // Below, once and in plain digits, unless the encoding says where the body ends.
-            continue;
-        }
-        for part in [name.as_bytes(), b": ", header.value, b"\r\n"] {
-            out.push(part);
+            if strict {
+                lines.skip(header, fields.peek().copied(), end, out);
+            }
+        } else if !strict {
+            for part in [name.as_bytes(), b": ", header.value, b"\r\n"] {
+                out.push(part);
+            }
         }
     }
+    if strict {
+        lines.copy_to(end, out);
+    }
     if let Some(length) = said.length.filter(|_| !said.chunked) {
-        out.push(format!("content-length: {length}\r\n").as_bytes());
+        out.push(b"content-length: ");
+        out.push_number(length);
+        out.push(b"\r\n");
     }
     if matches!(body, Body::Chunked | Body::Rest) || (said.chunked && asked.is_head) {
         out.push(b"transfer-encoding: chunked\r\n");
@@ -106,6 +121,11 @@ fn write(
         out.push(b"connection: close\r\n");
     }
     out.push(b"\r\n");
+}
+
+/// Whether every line ends in CRLF, so that lines may be passed on as they are. Applications need not be strict.
+fn has_strict_lines(head: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', head).all(|at| at > 0 && head.get(at - 1) == Some(&b'\r'))
 }
 
 /// What the headers say to this hop.

@@ -47,6 +47,12 @@ pub(crate) fn is_hop_by_hop(name: &str) -> bool {
     HOP_BY_HOP.iter().any(|hop| alike(name, hop))
 }
 
+/// Whether `name` begins as one of those does that are for one hop only: a quick look before [`is_hop_by_hop`].
+pub(crate) fn may_be_for_one_hop(name: &str) -> bool {
+    let first = name.as_bytes().first().map(u8::to_ascii_lowercase);
+    matches!(first, Some(b'c' | b'h' | b'k' | b'p' | b't' | b'u'))
+}
+
 /// Whether `name` is one that only a proxy of ours says in a response.
 pub(crate) fn is_ours(name: &str) -> bool {
     begins(name, OURS)

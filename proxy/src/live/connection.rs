@@ -15,6 +15,7 @@ use super::flight::Flight;
 use super::traffic::Traffic;
 use crate::listener::Listener;
 use crate::pool::Pool;
+use crate::telemetry::Requests;
 
 /// What a connection carries, and who opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub(crate) struct Connection {
     pub(crate) tls: Option<TlsFacts>,
     /// Its bytes.
     pub(crate) traffic: Arc<Traffic>,
+    /// The counters of its requests.
+    pub(crate) requests: Arc<Requests>,
     orders: AtomicU8,
     waker: AtomicWaker,
     flights: Mutex<Vec<Arc<Flight>>>,
@@ -73,6 +76,7 @@ impl Connection {
         tls: Option<TlsFacts>,
         traffic: Arc<Traffic>,
     ) -> Self {
+        let requests = listener.metrics.requests(peer.as_ref().map(Peer::id));
         Self {
             listener,
             kind,
@@ -80,6 +84,7 @@ impl Connection {
             remote,
             tls,
             traffic,
+            requests,
             orders: AtomicU8::new(0),
             waker: AtomicWaker::new(),
             flights: Mutex::new(Vec::new()),

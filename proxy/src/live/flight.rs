@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures::task::AtomicWaker;
-use http::{Method, StatusCode, Uri};
+use http::{Method, StatusCode};
 
 use super::connection::Connection;
 use crate::access;
@@ -31,12 +31,30 @@ pub(crate) enum Cut {
     Idle = 3,
 }
 
+/// A path and perhaps a query.
+pub(crate) struct Target {
+    text: Box<str>,
+    /// How long the path is.
+    path: usize,
+}
+
+impl Target {
+    pub(crate) fn new(text: &str) -> Self {
+        Self { text: text.into(), path: text.find('?').unwrap_or(text.len()) }
+    }
+
+    /// The path, without the query.
+    pub(crate) fn path(&self) -> &str {
+        self.text.get(..self.path).unwrap_or_default()
+    }
+}
+
 /// A request under way, as all parts of it see it: the one allocation that it costs here.
 pub(crate) struct Flight {
     /// The method.
     pub(crate) method: Method,
     /// The target as it was received.
-    pub(crate) uri: Uri,
+    pub(crate) target: Target,
     started: Instant,
     cut: AtomicU8,
     response: AtomicWaker,
@@ -63,7 +81,7 @@ pub(crate) struct Flight {
 impl Flight {
     /// The path that the policy is asked about: the very bytes that are forwarded, without the query.
     pub(crate) fn path(&self) -> &str {
-        self.uri.path()
+        self.target.path()
     }
 
     /// Ends it.
@@ -193,10 +211,10 @@ pub(crate) struct Ticket {
 
 impl Ticket {
     /// Enters a request in its connection.
-    pub(crate) fn open(connection: &Arc<Connection>, method: Method, uri: Uri, without_body: bool) -> Self {
+    pub(crate) fn open(connection: &Arc<Connection>, method: Method, target: Target, without_body: bool) -> Self {
         let flight = Arc::new(Flight {
             method,
-            uri,
+            target,
             started: Instant::now(),
             cut: AtomicU8::new(0),
             response: AtomicWaker::new(),
@@ -284,17 +302,12 @@ impl Drop for Ticket {
         let took = flight.started.elapsed();
         let metrics = &self.connection.listener.metrics;
         metrics.duration.record(took);
-        metrics.request(
-            self.connection.peer.as_ref().map(countersign_identity::Peer::id),
-            &flight.method,
-            status,
-            blame,
-        );
+        self.connection.requests.count(&flight.method, status, blame);
         if self.connection.listener.access_log {
             access::log(&access::Line {
                 connection: &self.connection,
                 method: &flight.method,
-                target: &flight.uri,
+                path: flight.path(),
                 status,
                 blame,
                 outcome: self.outcome.as_ref(),

@@ -74,7 +74,17 @@ impl Proof {
 
     /// Whether a new request may go over the connection.
     pub(super) fn holds(&self, identity: &Arc<Identity>, now: UnixTime) -> bool {
-        Arc::ptr_eq(&self.shown, identity) && now <= self.expires
+        self.shows(identity) && !self.has_expired(now)
+    }
+
+    /// Whether `identity` is the one that we showed.
+    pub(super) fn shows(&self, identity: &Arc<Identity>) -> bool {
+        Arc::ptr_eq(&self.shown, identity)
+    }
+
+    /// Whether the peer's certificate has expired.
+    pub(super) fn has_expired(&self, now: UnixTime) -> bool {
+        now > self.expires
     }
 }
 

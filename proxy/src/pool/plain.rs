@@ -79,11 +79,17 @@ impl Plain {
         Pin::new(&mut self.io).poll_read(&mut context, &mut ReadBuf::new(&mut byte))
     }
 
-    fn holds(&self, identity: Option<&Arc<Identity>>, now: UnixTime) -> bool {
+    /// Whether it was made with the identity in force.
+    fn shows(&self, identity: Option<&Arc<Identity>>) -> bool {
         match (&self.proof, identity) {
-            (Some(proof), Some(identity)) => proof.holds(identity, now),
+            (Some(proof), Some(identity)) => proof.shows(identity),
             _ => true,
         }
+    }
+
+    /// Whether its peer's certificate is still valid; looked at once a second.
+    fn has_expired(&self, now: UnixTime) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.has_expired(now))
     }
 }
 
@@ -93,11 +99,8 @@ impl Pool {
         !self.http2_only && !matches!(self.target, Target::App { http2: true, .. }) && !self.free().refused
     }
 
-    /// A connection that is free now.
+    /// The next connection that is free, or a new one.
     pub(crate) async fn plain(self: &Arc<Self>) -> Result<Plain, Unavailable> {
-        if let Some(link) = self.take_plain() {
-            return Ok(link);
-        }
         let (sender, receiver) = oneshot::channel();
         {
             let mut free = self.free();
@@ -122,10 +125,6 @@ impl Pool {
     }
 
     fn hand_on(&self, mut link: Plain) {
-        let identity = self.identity();
-        if !link.holds(identity.as_ref(), UnixTime::now()) {
-            return;
-        }
         let mut free = self.free();
         while let Some(waiting) = free.waiting.pop_front() {
             match waiting.send(Ok(link)) {
@@ -144,19 +143,21 @@ impl Pool {
         // They are closed outside of the lock.
         let mut idle = std::mem::take(&mut self.free().idle);
         idle.retain_mut(|(since, link)| {
-            since.elapsed() < link.patience && link.holds(identity, now) && link.is_quiet()
+            since.elapsed() < link.patience && link.shows(identity) && !link.has_expired(now) && link.is_quiet()
         });
         let mut free = self.free();
         idle.append(&mut free.idle);
         free.idle = idle;
     }
 
-    fn take_plain(&self) -> Option<Plain> {
+    /// A connection that is free now.
+    pub(crate) fn take_plain(&self) -> Option<Plain> {
         let identity = self.identity();
-        let now = UnixTime::now();
+        let now = Instant::now();
         loop {
             let (since, mut link) = self.free().idle.pop()?;
-            if since.elapsed() < link.patience && link.holds(identity.as_ref(), now) && link.is_quiet() {
+            let fresh = now.saturating_duration_since(since) < link.patience;
+            if fresh && link.shows(identity.as_ref()) && link.is_quiet() {
                 return Some(link);
             }
         }
