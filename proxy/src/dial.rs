@@ -12,13 +12,16 @@ use rustls_pki_types::{ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
+use crate::buffer::ReadAhead;
 use crate::config::{Address, Limits};
 use crate::fault::{Fault, Hop};
 use crate::listener::Listener;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, TlsFacts, Traffic};
 use crate::source::Waiting;
+
+/// A connection with mutual TLS that we opened.
+pub(crate) type TlsStream = tokio_rustls::client::TlsStream<ReadAhead<Metered<TcpStream>>>;
 
 /// Another workload that is dialled.
 pub(crate) struct Workload {
@@ -31,7 +34,7 @@ pub(crate) struct Workload {
 /// A connection to another workload, authenticated.
 pub(crate) struct Secured {
     /// The connection.
-    pub(crate) stream: TlsStream<Metered<TcpStream>>,
+    pub(crate) stream: TlsStream,
     /// Where it leads.
     pub(crate) remote: SocketAddr,
     /// Who answered.
@@ -135,7 +138,7 @@ async fn handshake(
 ) -> Result<Secured, Fault> {
     let broke = |reason: String| Fault::Unreachable { hop: Hop::Mesh, to: remote.to_string(), reason };
     let traffic = Arc::new(Traffic::default());
-    let io = Metered::new(tcp, Arc::clone(&traffic));
+    let io = ReadAhead::new(Metered::new(tcp, Arc::clone(&traffic)));
     // It is not sent, and the SPIFFE ID is verified in its place: it only tells sessions to resume apart.
     let name = ServerName::from(remote.ip());
     let stream = match timeout(listener.limits.handshake, connector.connect(name, io)).await {

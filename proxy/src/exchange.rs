@@ -14,6 +14,7 @@ use crate::guard;
 use crate::live::body::{Body, RequestBody};
 use crate::live::{Connection, Cut, Target, Ticket};
 use crate::pool::Pool;
+use crate::send::{Answered, Switched, send, send_alone};
 use crate::tunnel::{self, Tunnel};
 
 /// Where a request leaves the upgrade that it led to, for the task of its connection.
@@ -76,11 +77,11 @@ pub(crate) async fn forward(
     let request = Request::from_parts(parts, RequestBody::new(body, ticket.entered()));
     let answered = ticket.unless_cut(async {
         match upgrade {
-            Some(_) => pool.send_alone(request, &flight).await,
-            None => pool.send(request, &flight).await,
+            Some(_) => send_alone(pool, request).await,
+            None => send(pool, request).await,
         }
     });
-    let (mut response, lease) = match answered.await {
+    let answered = match answered.await {
         Ok(Ok(answered)) => answered,
         // A request that broke breaks the connection that it goes over, which is not the fault of the next hop.
         Ok(Err(fault)) => {
@@ -89,29 +90,32 @@ pub(crate) async fn forward(
         }
         Err(cut) => return Err((ticket, Failed::Cut(cut))),
     };
-    *response.version_mut() = Version::HTTP_11;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let agreed = tunnel::agreed(response.headers());
-        clean(response.headers_mut());
-        let next = response.extensions_mut().remove::<OnUpgrade>();
-        let (Some(agreed), Some(caller), Some(next), Some(entry)) = (agreed, caller, next, lease.into_entry()) else {
-            let reason = "it switched protocols without being asked".to_owned();
-            return Err((ticket, Fault::Broke { hop: pool.hop(), reason }.into()));
-        };
-        return Ok(switch(&response, agreed, ticket, upgraded, |ticket| Tunnel { caller, next, entry, ticket }));
-    }
-    clean(response.headers_mut());
-    let (parts, body) = response.into_parts();
+    let (mut parts, received) = match answered {
+        Answered::Response(response) => response.into_parts(),
+        Answered::Switched(mut response, Switched { io, entry }) => {
+            let agreed = tunnel::agreed(response.headers());
+            clean(response.headers_mut());
+            // Only a request that asks for it goes over a connection of its own.
+            let (Some(agreed), Some(caller), Some(_)) = (agreed, caller, upgrade) else {
+                let reason = "it switched protocols without being asked".to_owned();
+                return Err((ticket, Fault::Broke { hop: pool.hop(), reason }.into()));
+            };
+            let tunnel = |ticket| Tunnel { caller, next: Box::new(io), entry, ticket };
+            return Ok(switch(&response, agreed, ticket, upgraded, tunnel));
+        }
+    };
+    parts.version = Version::HTTP_11;
+    clean(&mut parts.headers);
     ticket.answered(parts.status, None);
     if let Some(fault) = flight.take_fault_of_upload() {
         report(&ticket.connection, &fault, Some(&ticket));
     }
     let blame = Fault::FirstByte(pool.hop()).facts().blame;
-    Ok(Response::from_parts(parts, Body::passed(body, lease, blame).holding(ticket)))
+    Ok(Response::from_parts(parts, Body::passed(received, blame).holding(ticket)))
 }
 
 fn switch(
-    response: &Response<Incoming>,
+    response: &Response<()>,
     agreed: HeaderValue,
     mut ticket: Ticket,
     upgraded: &Upgraded,

@@ -8,14 +8,12 @@
 //!
 //! Invariant: nothing passes here that would not pass there, and what passes arrives alike.
 
-mod body;
-mod buffer;
 mod exchange;
-mod lines;
-mod request;
-mod response;
+mod over_link;
+mod over_stream;
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Poll, ready};
 
@@ -24,16 +22,17 @@ use http::{HeaderValue, Response};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
+use crate::buffer::Buffer;
 use crate::exchange::{report, settle};
 use crate::fault::{Fault, Hop};
 use crate::guard::HeadLimits;
+use crate::http1::body;
+use crate::http1::request::{self, Plain, Read};
+use crate::http1::response::Asked;
 use crate::live::body::Body as AnswerBody;
 use crate::live::{Connection, Cut, Ticket};
-use crate::pool::{Plain as Link, Pool, Unavailable};
-use buffer::Buffer;
+use crate::pool::{Pool, Way};
 use exchange::{Caller, End, Exchange, Up};
-use request::{Plain, Read};
-use response::Asked;
 
 /// Where the requests of a connection go, and who says so.
 pub(crate) trait Route {
@@ -107,7 +106,7 @@ async fn read<T: AsyncRead + AsyncWrite + Unpin>(
     first: bool,
 ) -> Option<Read> {
     let limits = &connection.listener.limits;
-    let head = HeadLimits { bytes: limits.header_bytes as usize, headers: limits.headers };
+    let head = head_limits(connection);
     let mut scanned = 0;
     // A connection that was of use may wait as long as any; one that was not must begin soon.
     let mut deadline = first.then(|| Instant::now() + limits.head);
@@ -137,6 +136,11 @@ async fn read<T: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
+fn head_limits(connection: &Connection) -> HeadLimits {
+    let limits = &connection.listener.limits;
+    HeadLimits { bytes: limits.header_bytes as usize, headers: limits.headers }
+}
+
 /// Answers one request.
 async fn answer<T: AsyncRead + AsyncWrite + Unpin>(
     caller: &mut Caller<T>,
@@ -154,86 +158,104 @@ async fn answer<T: AsyncRead + AsyncWrite + Unpin>(
         return Next::Leave;
     }
     let pool = route.pool();
+    let _turn = pool.enter();
     let close = close || connection.is_ending();
-    let asked = Asked { is_head, from_app: pool.hop() == Hop::App, close };
+    let limits = head_limits(connection);
+    let mut asked = Asked { is_head, from_app: pool.hop() == Hop::App, close, limits };
     let tell = Tell { is_head, close, as_grpc };
-    let free = match pool.take_plain() {
-        Some(link) => Some(Ok(Ok(link))),
-        None => connection.unless_closed(ticket.unless_cut(pool.plain())).await,
-    };
-    let mut link = match free {
-        Some(Ok(Ok(link))) => link,
-        Some(Ok(Err(Unavailable::OtherProtocol))) => {
-            ticket.withdraw();
-            return Next::Leave;
-        }
-        Some(Ok(Err(Unavailable::Fault(fault)))) => {
-            caller.input.consume(len);
-            return tell.of(caller, ticket, &fault, body.has_ended()).await;
-        }
-        Some(Err(cut)) => {
-            let fault = cut.fault(pool.hop(), || route.denied_since(&ticket));
-            caller.input.consume(len);
-            return tell.of(caller, ticket, &fault, body.has_ended()).await;
-        }
-        None => return Next::Gone,
-    };
     caller.input.consume(len);
-    let (mut up, mut asked) = (Up::new(out, body, safe), asked);
+    let mut way = match pool.take() {
+        Some(way) => way,
+        None => match awaited(pool.way(), connection, &ticket, caller, body.has_ended()).await {
+            Ok(way) => way,
+            Err(missed) => match missed.fault(route, &ticket) {
+                Some(fault) => return tell.of(caller, ticket, &fault, body.has_ended()).await,
+                None => return Next::Gone,
+            },
+        },
+    };
+    let mut up = Up::new(out, body, safe);
+    let mut attempts = 0;
     loop {
-        let mut exchange = Exchange::new(caller, connection, &mut ticket, link, up, asked);
-        let end = poll_fn(|cx| exchange.poll(cx)).await;
-        let (begun, uploaded) = (exchange.has_begun(), exchange.has_uploaded());
-        let fault = match end {
-            End::Done => {
-                if let Some(link) = exchange.into_link() {
-                    pool.give_back(link);
-                }
-                return if close || !uploaded { Next::Close } else { Next::Request };
-            }
+        let exchange = Exchange { caller, connection, ticket: &mut ticket, pool };
+        let ended = exchange.carry(way, up, asked).await;
+        let fault = match ended.end {
+            End::Done if close || !ended.uploaded => return Next::Close,
+            End::Done => return Next::Request,
             End::CallerGone | End::Closed => return Next::Gone,
             End::Cut(cut) => {
-                drop(exchange);
-                if begun && cut == Cut::Denied {
+                if ended.begun && cut == Cut::Denied {
                     ticket.spoilt(crate::fault::Blame::Policy);
                 }
                 cut.fault(pool.hop(), || route.denied_since(&ticket))
             }
             End::Refused(refused) => Fault::Refused(refused),
-            End::Broke(error) => {
-                if let Some((again, asked_again)) = exchange.into_request() {
+            End::Broke(error) => match ended.again {
+                Some(again) if attempts < MOST_ATTEMPTS => {
                     tracing::debug!(listener = %connection.listener.name, %error,
                         "a connection was dead; sending the request over another");
-                    match another(connection, &ticket, pool).await {
-                        Ok(new) => {
-                            (link, up, asked) = (new, again, asked_again);
+                    attempts += 1;
+                    (up, asked) = again;
+                    match awaited(pool.another(), connection, &ticket, caller, up.body.has_ended()).await {
+                        Ok(another) => {
+                            way = another;
                             continue;
                         }
-                        Err(Some(fault)) => fault,
-                        Err(None) => return Next::Gone,
+                        Err(missed) => match missed.fault(route, &ticket) {
+                            Some(fault) => fault,
+                            None => return Next::Gone,
+                        },
                     }
-                } else {
-                    pool.explain(&error)
                 }
-            }
+                _ => pool.explain(&error),
+            },
         };
-        if begun {
+        if ended.begun {
             ticket.spoilt(fault.facts().blame);
             report(connection, &fault, Some(&ticket));
             return Next::Gone;
         }
-        return tell.of(caller, ticket, &fault, uploaded).await;
+        return tell.of(caller, ticket, &fault, ended.uploaded).await;
     }
 }
 
-/// A new connection, or the fault; neither if this connection was closed.
-async fn another(connection: &Connection, ticket: &Ticket, pool: &Arc<Pool>) -> Result<Link, Option<Fault>> {
-    match connection.unless_closed(ticket.unless_cut(pool.new_plain())).await {
-        Some(Ok(Ok(link))) => Ok(link),
-        Some(Ok(Err(Unavailable::Fault(fault)))) => Err(Some(fault)),
-        Some(Ok(Err(Unavailable::OtherProtocol))) => Err(Some(Fault::OtherProtocol { to: "the upstream".to_owned() })),
-        Some(Err(_)) => Err(Some(Fault::Untrusted)),
-        None => Err(None),
+/// Why there is nothing that a request can go over.
+enum Missed {
+    Fault(Fault),
+    Cut(Cut),
+    /// The connection was closed, or the caller has gone.
+    Gone,
+}
+
+impl Missed {
+    /// The fault, if there is still somebody to be told of it.
+    fn fault(self, route: &impl Route, ticket: &Ticket) -> Option<Fault> {
+        match self {
+            Self::Fault(fault) => Some(fault),
+            Self::Cut(cut) => Some(cut.fault(route.pool().hop(), || route.denied_since(ticket))),
+            Self::Gone => None,
+        }
+    }
+}
+
+/// Waits for something that a request can go over, as long as there is somebody who wants it.
+async fn awaited<T: AsyncRead + AsyncWrite + Unpin>(
+    way: impl Future<Output = Result<Way, Fault>>,
+    connection: &Connection,
+    ticket: &Ticket,
+    caller: &mut Caller<T>,
+    uploaded: bool,
+) -> Result<Way, Missed> {
+    let mut way = pin!(connection.unless_closed(ticket.unless_cut(way)));
+    let got = poll_fn(|cx| match way.as_mut().poll(cx) {
+        Poll::Pending if uploaded => caller.poll_gone(cx).map(|_| None),
+        polled => polled,
+    });
+    match got.await {
+        Some(Ok(Ok(way))) => Ok(way),
+        Some(Ok(Err(fault))) => Err(Missed::Fault(fault)),
+        Some(Err(cut)) => Err(Missed::Cut(cut)),
+        None => Err(Missed::Gone),
     }
 }
 
@@ -307,6 +329,9 @@ async fn close<T: AsyncRead + AsyncWrite + Unpin>(caller: &mut Caller<T>) {
     })
     .await;
 }
+
+/// How often a request goes over another connection where one was dead.
+const MOST_ATTEMPTS: u32 = 3;
 
 /// How long an ended connection is read from, and how many times.
 const LINGER: std::time::Duration = std::time::Duration::from_secs(2);

@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::accept::Accepted;
+use crate::buffer::ReadAhead;
 use crate::config::{Address, Limits, Protocol};
 use crate::decisions::{Decisions, Denial};
 use crate::dial::{dial_app, facts};
@@ -73,7 +74,7 @@ struct Caller {
 }
 
 /// On the heap, for it is moved about and much of it is seldom touched.
-type Stream = Box<TlsStream<Metered<TcpStream>>>;
+type Stream = Box<TlsStream<ReadAhead<Metered<TcpStream>>>>;
 
 impl Inbound {
     pub(crate) fn new(listener: Arc<Listener>, protocol: Protocol, app: Address, shared: &Shared) -> Arc<Self> {
@@ -140,7 +141,7 @@ impl Inbound {
             return None;
         };
         let traffic = Arc::new(Traffic::default());
-        let io = Metered::new(tcp, Arc::clone(&traffic));
+        let io = ReadAhead::new(Metered::new(tcp, Arc::clone(&traffic)));
         let handshake = timeout(self.listener.limits.handshake, TlsAcceptor::from(made.config).accept(io));
         let accepted = tokio::select! {
             accepted = handshake => accepted,
@@ -216,7 +217,7 @@ impl Inbound {
         self.pool.get_or_init(|| {
             let http2 = self.protocol == Protocol::Grpc;
             let target = Target::App { address: self.app.clone(), http2 };
-            Pool::new(target, self.protocol, Arc::clone(&self.listener), &self.connections, &self.lifecycle)
+            Pool::new(target, Arc::clone(&self.listener), &self.connections, &self.lifecycle)
         })
     }
 

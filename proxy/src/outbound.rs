@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
 use countersign_identity::ClientTls;
 use countersign_identity::tls::Alpn;
 use countersign_runtime::Lifecycle;
@@ -18,7 +17,7 @@ use crate::accept::Accepted;
 use crate::config::Protocol;
 use crate::dial::Workload;
 use crate::exchange::{self, Failed, Passed, Upgraded};
-use crate::fast::{self, Left};
+use crate::fast;
 use crate::fault::{Fault, Hop};
 use crate::guard;
 use crate::listener::Listener;
@@ -64,7 +63,7 @@ impl Outbound {
             Protocol::Tcp => To::Each { tls: workload.tls(Alpn::None), workload },
             Protocol::Http | Protocol::Grpc => {
                 let target = Target::mesh(workload, protocol);
-                To::Pool(Pool::new(target, protocol, Arc::clone(&listener), connections, lifecycle))
+                To::Pool(Pool::new(target, Arc::clone(&listener), connections, lifecycle))
             }
         };
         Arc::new(Self { listener, protocol, to, connections: Arc::clone(connections), lifecycle: lifecycle.clone() })
@@ -91,12 +90,8 @@ impl Outbound {
                 let answer = |request| Arc::clone(&app).answer(request);
                 if http2 {
                     Box::pin(serve_http2(connection, io, &self.lifecycle, answer)).await;
-                } else {
-                    let left = Left { io, read: BytesMut::new() };
-                    let left = if pool.is_plain() { fast::serve(left.io, connection, &*app).await } else { Some(left) };
-                    if let Some(left) = left {
-                        Box::pin(serve_http1(connection, left, &app.upgraded, answer)).await;
-                    }
+                } else if let Some(left) = fast::serve(io, connection, &*app).await {
+                    Box::pin(serve_http1(connection, left, &app.upgraded, answer)).await;
                 }
             }
         }

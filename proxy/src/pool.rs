@@ -1,63 +1,59 @@
 //! The connections that requests leave on, kept for the next request.
 //!
-//! HTTP/2 connections are shared, up to the number of streams that the peer allows; HTTP/1 connections wait for at most
-//! three seconds (DESIGN.md decision 8). When our identity changes, the connections that showed the old one are let go:
-//! requests on them end in peace, new ones go over new connections.
+//! Two kinds: a [`Link`] carries HTTP/1.1, one request at a time; a [`Stream`] is one of many on a connection of
+//! HTTP/2. The app is spoken to in what its listener declares. Another workload is spoken to over links while few
+//! requests are under way, for these are cheapest one by one, and over streams from a crowd on, which share records,
+//! system calls and wake-ups (docs/decisions/009).
+//!
+//! Who finds none free waits for whichever comes first: one that another request gives back, or a new one. New ones
+//! are opened a few at a time, so that a burst of callers does not turn into a burst of handshakes. Links wait for at
+//! most three seconds (DESIGN.md decision 8). When our identity changes, the connections that showed the old one are
+//! let go: requests on them end in peace, new ones go over new connections.
 //!
 //! Invariant: a connection here was made with the identity in force, to a peer that the identity's bundles vouch for.
 
+mod free;
 pub(crate) mod keep_alive;
 mod link;
-mod plain;
-mod send;
-mod shelf;
+mod open;
+mod proof;
+mod shared;
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use countersign_identity::tls::Alpn;
 use countersign_identity::{ClientTls, Identity};
 use countersign_runtime::Lifecycle;
-use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
-use http::Response;
-use hyper::body::Incoming;
-use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use crate::config::{Address, Protocol};
-use crate::dial::{Workload, dial_app};
+use crate::dial::Workload;
 use crate::fault::{Fault, Hop};
 use crate::listener::Listener;
-use crate::live::{Connection, Connections, Entry, Kind, Metered};
-
-pub(crate) use link::{CONNECTION_WINDOW, Executor, Lease, STREAM_WINDOW, Stream};
-use link::{Http1, Http2, Link, Proof, handshake_http1, handshake_http2};
-use plain::Free;
-pub(crate) use plain::{Plain, Unavailable};
-use shelf::Shelf;
+use crate::live::Connections;
+use free::Free;
+pub(crate) use link::{Io, Link};
+pub(crate) use shared::{CONNECTION_WINDOW, Place, STREAM_WINDOW, Stream, into_io, is_unprocessed};
 
 /// The connections of one listener to its next hop.
 pub(crate) struct Pool {
     target: Target,
-    /// gRPC: nothing but HTTP/2 will do.
-    http2_only: bool,
     listener: Arc<Listener>,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
-    shelf: Mutex<Shelf>,
-    /// Those of the fast path.
     free: Mutex<Free>,
-    /// The attempt to open a connection that requests wait for together.
-    opening: Mutex<Option<Opening>>,
+    /// How many requests are under way.
+    turns: AtomicUsize,
 }
 
 /// Where the pool's connections lead.
 pub(crate) enum Target {
-    /// To the app, in plain; HTTP/2 if `http2`.
+    /// To the app, in plain; HTTP/2 by prior knowledge if `http2`.
     App {
         /// Where it is.
         address: Address,
-        /// Whether it is spoken to in HTTP/2, by prior knowledge.
+        /// What it is spoken to in.
         http2: bool,
     },
     /// To another workload, with mutual TLS.
@@ -67,45 +63,43 @@ pub(crate) enum Target {
 /// Another workload, and how it is dialled.
 pub(crate) struct Mesh {
     workload: Workload,
-    /// Dials for requests.
-    tls: ClientTls,
-    /// Dials for upgrades, which need HTTP/1.1.
-    upgrades: ClientTls,
+    http1: ClientTls,
+    http2: ClientTls,
+    /// Nothing but HTTP/2 will do.
+    grpc: bool,
 }
 
-/// A response, and what it came over.
-pub(crate) type Answered = (Response<Incoming>, Lease);
+/// What a request goes over.
+pub(crate) enum Way {
+    Link(Link),
+    Stream(Stream),
+}
 
-/// The connection that was opened, if it can be shared.
-type Opening = Shared<BoxFuture<'static, Result<Option<Http2>, Fault>>>;
+/// A request under way; the pool counts them.
+pub(crate) struct Turn(Arc<Pool>);
 
 impl Target {
     /// Another workload, spoken to in `protocol`.
     pub(crate) fn mesh(workload: Workload, protocol: Protocol) -> Self {
-        let alpn = if protocol == Protocol::Grpc { Alpn::Http2 } else { Alpn::Http };
-        let (tls, upgrades) = (workload.tls(alpn), workload.tls(Alpn::Http1));
-        Self::Mesh(Box::new(Mesh { workload, tls, upgrades }))
+        let (http1, http2) = (workload.tls(Alpn::Http1), workload.tls(Alpn::Http2));
+        Self::Mesh(Box::new(Mesh { workload, http1, http2, grpc: protocol == Protocol::Grpc }))
     }
 }
 
 impl Pool {
     pub(crate) fn new(
         target: Target,
-        protocol: Protocol,
         listener: Arc<Listener>,
         connections: &Arc<Connections>,
         lifecycle: &Lifecycle,
     ) -> Arc<Self> {
-        let speaks_http1 = matches!(target, Target::App { http2: false, .. });
         let pool = Arc::new(Self {
             target,
-            http2_only: protocol == Protocol::Grpc,
             listener,
             connections: Arc::clone(connections),
             lifecycle: lifecycle.clone(),
-            shelf: Mutex::new(Shelf::new(speaks_http1)),
             free: Mutex::default(),
-            opening: Mutex::new(None),
+            turns: AtomicUsize::new(0),
         });
         connections.look_after(&pool);
         pool
@@ -120,135 +114,139 @@ impl Pool {
     }
 
     /// What stands in `Host` where the request has none.
-    fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         match &self.target {
             Target::App { address, .. } => address.to_string(),
             Target::Mesh(_) => "localhost".to_owned(),
         }
     }
 
+    /// The listener that it belongs to.
+    pub(crate) fn listener(&self) -> &Arc<Listener> {
+        &self.listener
+    }
+
+    /// Where work goes that outlives a request's own task.
+    pub(crate) fn lifecycle(&self) -> &Lifecycle {
+        &self.lifecycle
+    }
+
     /// Where it leads, for who reads of a fault.
-    fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         match &self.target {
             Target::App { address, .. } => address.to_string(),
             Target::Mesh(mesh) => mesh.workload.address(),
         }
     }
 
-    /// Drops what has waited too long or shows an old identity. Called once a second.
+    /// Counts a request, for as long as the turn is held.
+    pub(crate) fn enter(self: &Arc<Self>) -> Turn {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+        Turn(Arc::clone(self))
+    }
+
+    /// Something that is free now and fit for one more request.
+    pub(crate) fn take(&self) -> Option<Way> {
+        let identity = self.identity();
+        let prefers_streams = self.prefers_streams(&self.free());
+        if prefers_streams && let Some(stream) = self.free().stream(identity.as_ref()) {
+            return Some(Way::Stream(stream));
+        }
+        if self.has_links()
+            && let Some(link) = self.free_link(identity.as_ref())
+        {
+            return Some(Way::Link(link));
+        }
+        None
+    }
+
+    /// What is free next, or a new one.
+    pub(crate) async fn way(self: &Arc<Self>) -> Result<Way, Fault> {
+        if let Some(way) = self.take() {
+            return Ok(way);
+        }
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut free = self.free();
+            free.waiting.push_back(sender);
+            self.open_for_waiting(&mut free);
+        }
+        receiver.await.unwrap_or(Err(Fault::Stopping))
+    }
+
+    /// Something else, in place of what was dead: a new link, unless streams are all that there is.
+    pub(crate) async fn another(self: &Arc<Self>) -> Result<Way, Fault> {
+        if self.has_links() && !self.free().no_http1() {
+            return self.new_link().await.map(Way::Link);
+        }
+        self.way().await
+    }
+
+    /// Gives a link to who waits, or keeps it for the next request.
+    pub(crate) fn give_back(self: &Arc<Self>, mut link: Link) {
+        if link.patience.is_zero() {
+            return;
+        }
+        link.used = true;
+        self.free().hand_on(link);
+    }
+
+    /// Drops what has waited too long, has ended, or shows an old identity. Called once a second.
     pub(crate) fn tidy(&self) {
         let identity = self.identity();
-        self.lock().tidy(identity.as_ref());
-        self.tidy_plain(identity.as_ref());
+        // Closed outside of the lock.
+        let gone = self.free().take_out(identity.as_ref());
+        drop(gone);
     }
 
-    /// A connection that is free now: one of the pool, with `true`, or a new one.
-    async fn link(self: &Arc<Self>) -> Result<(Link, bool), Fault> {
-        let mut opened: Option<Http2> = None;
+    /// A link that is free and alive.
+    fn free_link(&self, identity: Option<&Arc<Identity>>) -> Option<Link> {
         loop {
-            if let Some(link) = self.take() {
-                let reused = !opened.is_some_and(|opened| opened.carries(&link));
-                return Ok((link, reused));
-            }
-            // While nothing but HTTP/1 was met, each request opens its own; else they share the one that is being opened.
-            if self.lock().speaks_http1 {
-                return Ok((self.open_and_share().await?, false));
-            }
-            // Others may take all that it allows before we are served, and then one more is opened for all of us. But
-            // one that nobody can use is not waited for again.
-            opened = self.share_opening().await?;
-            if !opened.as_ref().is_some_and(Http2::is_full) {
-                break;
+            let mut link = self.free().fresh_link()?;
+            if link.shows(identity) && link.is_quiet() {
+                return Some(link);
             }
         }
-        match self.take() {
-            Some(link) => Ok((link, false)),
-            None => Ok((self.open_and_share().await?, false)),
-        }
     }
 
-    async fn open_and_share(self: &Arc<Self>) -> Result<Link, Fault> {
-        let link = self.open().await?;
-        self.lock().share(&link);
-        Ok(link)
+    /// A stream of this pool has ended: who waits may have its place.
+    fn stream_ended(self: &Arc<Self>) {
+        let left = {
+            let mut free = self.free();
+            if free.waiting.is_empty() {
+                return;
+            }
+            let identity = self.identity();
+            let left = free.hand_on_streams(identity.as_ref());
+            self.open_for_waiting(&mut free);
+            left
+        };
+        drop(left);
     }
 
-    fn take(&self) -> Option<Link> {
-        let identity = self.identity();
-        self.lock().take(identity.as_ref())
+    /// Whether a request would rather have a stream than a link.
+    fn prefers_streams(&self, free: &Free) -> bool {
+        self.has_streams(free) && (!self.has_links() || free.no_http1() || self.is_crowded())
     }
 
-    /// Opens a connection and puts it on the shelf, once for all requests that wait for it.
-    fn share_opening(self: &Arc<Self>) -> Opening {
-        let mut opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = opening.get_or_insert_with(|| {
-            let pool = Arc::clone(self);
-            // A task of its own, so that a caller who goes away does not end it for the others.
-            let task = self.lifecycle.spawn(async move {
-                let opened = tokio::select! {
-                    opened = pool.open() => opened.map(|link| pool.put(link)),
-                    () = pool.lifecycle.stopping() => Err(Fault::Stopping),
-                };
-                pool.opening.lock().unwrap_or_else(PoisonError::into_inner).take();
-                opened
-            });
-            task.map(|joined| joined.unwrap_or(Err(Fault::Stopping))).boxed().shared()
-        });
-        shared.clone()
-    }
-
-    /// Puts a connection on the shelf; it is returned if it can be shared.
-    fn put(&self, link: Link) -> Option<Http2> {
-        self.lock().put(link)
-    }
-
-    /// Opens a new connection.
-    async fn open(self: &Arc<Self>) -> Result<Link, Fault> {
+    /// Whether the next hop may be spoken to in HTTP/1.1.
+    fn has_links(&self) -> bool {
         match &self.target {
-            Target::App { address, http2: true } => {
-                let (io, entry) = self.open_app(address).await?;
-                handshake_http2(self, io, entry, None).await
-            }
-            Target::App { address, http2: false } => {
-                let (io, entry) = self.open_app(address).await?;
-                handshake_http1(self, io, entry, None).await.map(Link::Http1)
-            }
-            Target::Mesh(mesh) => {
-                let Mesh { workload, tls, .. } = &**mesh;
-                let (secured, entry) = workload.open(tls, Kind::Pooled, &self.listener, &self.connections).await?;
-                self.lock().speaks_http1 = !secured.http2;
-                let proof = Some(Proof::of(&secured));
-                if secured.http2 {
-                    return handshake_http2(self, secured.stream, entry, proof).await;
-                }
-                if self.http2_only {
-                    let reason = "it does not speak HTTP/2, which gRPC needs".to_owned();
-                    return Err(Fault::Unreachable { hop: Hop::Mesh, to: secured.remote.to_string(), reason });
-                }
-                handshake_http1(self, secured.stream, entry, proof).await.map(Link::Http1)
-            }
+            Target::App { http2, .. } => !http2,
+            Target::Mesh(mesh) => !mesh.grpc,
         }
     }
 
-    /// Opens an HTTP/1 connection that is not for the pool.
-    async fn open_alone(self: &Arc<Self>) -> Result<(Http1, Arc<Entry>), Fault> {
+    /// Whether the next hop may be spoken to in HTTP/2.
+    fn has_streams(&self, free: &Free) -> bool {
         match &self.target {
-            Target::App { address, .. } => {
-                let (io, entry) = self.open_app(address).await?;
-                Ok((handshake_http1(self, io, Arc::clone(&entry), None).await?, entry))
-            }
-            Target::Mesh(mesh) => {
-                let Mesh { workload, upgrades, .. } = &**mesh;
-                let (secured, entry) = workload.open(upgrades, Kind::Pooled, &self.listener, &self.connections).await?;
-                Ok((handshake_http1(self, secured.stream, Arc::clone(&entry), None).await?, entry))
-            }
+            Target::App { http2, .. } => *http2,
+            Target::Mesh(mesh) => mesh.grpc || !free.no_http2(),
         }
     }
 
-    async fn open_app(&self, address: &Address) -> Result<(Metered<TcpStream>, Arc<Entry>), Fault> {
-        let (io, remote, traffic) = dial_app(address, &self.listener.limits).await?;
-        let connection = Connection::new(Arc::clone(&self.listener), Kind::Pooled, None, remote, None, traffic);
-        Ok((io, Arc::new(self.connections.enter(connection))))
+    fn is_crowded(&self) -> bool {
+        self.turns.load(Ordering::Relaxed) >= CROWD
     }
 
     fn identity(&self) -> Option<Arc<Identity>> {
@@ -258,10 +256,16 @@ impl Pool {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    fn free(&self) -> MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How long an HTTP/2 connection without a stream is kept.
-const IDLE_HTTP2: Duration = Duration::from_secs(60);
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.turns.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// From so many requests under way on, streams are cheaper than links; found by measurement (docs/decisions/009).
+const CROWD: usize = 8;

@@ -2,7 +2,9 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use countersign_runtime::Lifecycle;
 use http::{Request, Response};
@@ -12,12 +14,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::buffer::{Outlet, gathered};
 use crate::exchange::Upgraded;
 use crate::fast::Left;
 use crate::guard::{Framed, HeadLimits};
 use crate::live::Connection;
 use crate::live::body::Body;
-use crate::pool::{CONNECTION_WINDOW, Executor, STREAM_WINDOW};
+use crate::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
 
 /// Serves HTTP/1 on a connection until it ends, and then the upgrade that its last request led to.
 pub(crate) async fn serve_http1<T, S, F>(connection: &Arc<Connection>, left: Left<T>, upgraded: &Upgraded, answer: S)
@@ -71,8 +74,30 @@ where
         let answered = answer(request);
         async move { Ok::<_, Infallible>(answered.await) }
     });
-    let served = builder.serve_connection(TokioIo::new(io), service);
-    note(connection, connection.serve(served, |served| served.graceful_shutdown()).await);
+    let (io, outlet) = gathered(io);
+    let served = Box::pin(builder.serve_connection(TokioIo::new(io), service));
+    let draining = Draining { served, outlet };
+    note(
+        connection,
+        connection.serve(draining, |draining| draining.get_mut().served.as_mut().graceful_shutdown()).await,
+    );
+}
+
+/// A connection of HTTP/2, whose frames go out together after each of its turns.
+struct Draining<C, T> {
+    served: Pin<Box<C>>,
+    outlet: Outlet<T>,
+}
+
+impl<C: Future, T: AsyncWrite + Unpin> Future for Draining<C, T> {
+    type Output = C::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
+        let polled = self.served.as_mut().poll(cx);
+        // An error is found by the next turn that reads or writes.
+        let _ = self.outlet.poll_drain(cx);
+        polled
+    }
 }
 
 /// A connection that broke is its peer's affair; it is worth a line for who looks for it.
@@ -82,5 +107,19 @@ fn note(connection: &Connection, ended: Option<hyper::Result<()>>) {
             connection.listener.metrics.ended("head");
         }
         tracing::debug!(listener = %connection.listener.name, remote = %connection.remote, %error, "a connection broke");
+    }
+}
+
+/// Runs hyper's tasks as part of the life of the process.
+#[derive(Clone)]
+struct Executor(Lifecycle);
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        drop(self.0.spawn(task));
     }
 }

@@ -9,14 +9,16 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 
+use crate::buffer::ReadAhead;
 use crate::live::{Connection, Entry, Ticket};
+use crate::pool::Io;
 
 /// An upgrade that both sides agreed on, to be run once the server has let go of the connection.
 pub(crate) struct Tunnel {
     /// The side of the caller.
     pub(crate) caller: OnUpgrade,
     /// The side of the next hop, and its connection.
-    pub(crate) next: OnUpgrade,
+    pub(crate) next: Box<ReadAhead<Io>>,
     pub(crate) entry: Arc<Entry>,
     /// The request; the policy may still end it.
     pub(crate) ticket: Ticket,
@@ -36,8 +38,8 @@ impl Tunnel {
     pub(crate) async fn run(self, connection: &Connection) {
         let Self { caller, next, entry, ticket } = self;
         let copied = async {
-            let (caller, next) = futures::future::try_join(caller, next).await.map_err(std::io::Error::other)?;
-            copy(TokioIo::new(caller), TokioIo::new(next)).await
+            let caller = caller.await.map_err(std::io::Error::other)?;
+            copy(TokioIo::new(caller), next).await
         };
         let ended = connection.unless_closed(entry.connection.unless_closed(ticket.unless_cut(copied))).await;
         if let Some(Some(Ok(Err(error)))) = ended {

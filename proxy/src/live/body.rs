@@ -1,5 +1,6 @@
 //! The bodies that pass through: frame by frame, counted, and ended when the request is.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,7 +13,7 @@ use super::flight::{Cut, Entered, Ticket};
 use crate::exchange;
 use crate::fault::{Blame, Fault};
 use crate::guard;
-use crate::pool::{Lease, Stream};
+use crate::send::Received;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -20,9 +21,12 @@ pub(crate) enum BodyError {
     /// It was ended by order.
     #[error("the request was ended: {0:?}")]
     Cut(Cut),
-    /// The side that it comes from broke.
+    /// The caller broke the request.
     #[error(transparent)]
-    Broke(#[from] hyper::Error),
+    Request(#[from] hyper::Error),
+    /// The next hop broke the response.
+    #[error(transparent)]
+    Response(#[from] io::Error),
 }
 
 /// A request body on its way out. It has no end of its own making: what breaks on the way in breaks on the way out.
@@ -30,23 +34,16 @@ pub(crate) struct RequestBody {
     incoming: Option<Incoming>,
     /// The request, which may be answered before its body has ended.
     entered: Arc<Entered>,
-    /// What it goes over, which is in use until it has ended.
-    stream: Option<Arc<Stream>>,
 }
 
 impl RequestBody {
     pub(crate) fn new(incoming: Incoming, entered: Arc<Entered>) -> Self {
-        Self { incoming: Some(incoming), entered, stream: None }
+        Self { incoming: Some(incoming), entered }
     }
 
     /// No body, for the same request when it is sent again.
     pub(crate) fn emptied(&self) -> Self {
-        Self { incoming: None, entered: Arc::clone(&self.entered), stream: None }
-    }
-
-    /// Keeps the stream that it goes over; on HTTP/1 it has the connection for itself.
-    pub(crate) fn goes_over(&mut self, stream: Option<&Arc<Stream>>) {
-        self.stream = stream.map(Arc::clone);
+        Self { incoming: None, entered: Arc::clone(&self.entered) }
     }
 }
 
@@ -111,7 +108,7 @@ pub(crate) struct Body {
 enum Source {
     Empty,
     Text(Bytes),
-    Passed { incoming: Incoming, lease: Option<Lease>, blame: Blame },
+    Passed { received: Received, blame: Blame },
 }
 
 impl Body {
@@ -130,26 +127,15 @@ impl Body {
         if let Source::Text(text) = &self.source { text } else { b"" }
     }
 
-    /// The body of a response that came over `lease`; `blame` has the fault if it breaks.
-    pub(crate) fn passed(incoming: Incoming, lease: Lease, blame: Blame) -> Self {
-        Self { source: Source::Passed { incoming, lease: Some(lease), blame }, ticket: None }
+    /// The body of a response of the next hop; `blame` has the fault if it breaks.
+    pub(crate) fn passed(received: Received, blame: Blame) -> Self {
+        Self { source: Source::Passed { received, blame }, ticket: None }
     }
 
     /// Keeps the request's record open until the body ends.
     pub(crate) fn holding(mut self, ticket: Ticket) -> Self {
         self.ticket = Some(ticket);
-        self.end_if_ended();
         self
-    }
-
-    /// Gives back what the body holds once nothing more comes.
-    fn end_if_ended(&mut self) {
-        if let Source::Passed { incoming, lease, .. } = &mut self.source
-            && incoming.is_end_stream()
-            && let Some(lease) = lease.take()
-        {
-            lease.give_back();
-        }
     }
 
     fn broke(&mut self, error: &BodyError, blame: Blame) {
@@ -172,13 +158,13 @@ impl HttpBody for Body {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let (incoming, blame) = match &mut this.source {
+        let (received, blame) = match &mut this.source {
             Source::Empty => return Poll::Ready(None),
             Source::Text(text) => {
                 let text = std::mem::take(text);
                 return Poll::Ready((!text.is_empty()).then(|| Ok(Frame::data(text))));
             }
-            Source::Passed { incoming, blame, .. } => (incoming, *blame),
+            Source::Passed { received, blame } => (received, *blame),
         };
         if let Some(ticket) = &this.ticket
             && let Some(cut) = ticket.flight.poll_response(cx)
@@ -187,7 +173,7 @@ impl HttpBody for Body {
             this.broke(&error, blame);
             return Poll::Ready(Some(Err(error)));
         }
-        match std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+        match std::task::ready!(Pin::new(&mut *received).poll_frame(cx)) {
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     guard::headers::sanitize_trailers(trailers);
@@ -195,7 +181,6 @@ impl HttpBody for Body {
                 if let (Some(data), Some(ticket)) = (frame.data_ref(), &this.ticket) {
                     ticket.flight.moved_down(data.len());
                 }
-                this.end_if_ended();
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
@@ -203,14 +188,7 @@ impl HttpBody for Body {
                 this.broke(&error, blame);
                 Poll::Ready(Some(Err(error)))
             }
-            None => {
-                if let Source::Passed { lease, .. } = &mut this.source
-                    && let Some(lease) = lease.take()
-                {
-                    lease.give_back();
-                }
-                Poll::Ready(None)
-            }
+            None => Poll::Ready(None),
         }
     }
 
@@ -218,7 +196,7 @@ impl HttpBody for Body {
         match &self.source {
             Source::Empty => true,
             Source::Text(text) => text.is_empty(),
-            Source::Passed { incoming, .. } => incoming.is_end_stream(),
+            Source::Passed { received, .. } => received.is_end_stream(),
         }
     }
 
@@ -226,7 +204,7 @@ impl HttpBody for Body {
         match &self.source {
             Source::Empty => SizeHint::with_exact(0),
             Source::Text(text) => SizeHint::with_exact(text.len() as u64),
-            Source::Passed { incoming, .. } => incoming.size_hint(),
+            Source::Passed { received, .. } => received.size_hint(),
         }
     }
 }

@@ -56,7 +56,42 @@ pub(crate) enum Then {
     Malformed(Malformed),
 }
 
+/// The next data among the bytes at hand.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// How many bytes of framing stand before it.
+    pub(crate) before: usize,
+    /// How long it is.
+    pub(crate) len: usize,
+    /// What comes after it.
+    pub(crate) then: Then,
+}
+
 impl Chunked {
+    /// Finds the next data in `bytes`; none where only framing was at hand. Stops where the trailers begin.
+    pub(crate) fn next_data(&mut self, bytes: &[u8]) -> Piece {
+        let mut before = 0;
+        let then = loop {
+            let rest = bytes.get(before..).unwrap_or_default();
+            match (self.state, rest.first()) {
+                (State::End, _) => break Then::End,
+                (State::TrailerStart, _) => break Then::Trailers,
+                (_, None) => break Then::More,
+                (State::Data { left }, Some(_)) => {
+                    let len = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
+                    let left = left - len as u64;
+                    self.state = if left == 0 { State::DataCr } else { State::Data { left } };
+                    return Piece { before, len, then: Then::More };
+                }
+                (_, Some(byte)) => match self.step(*byte) {
+                    Ok(state) => (self.state, before) = (state, before + 1),
+                    Err(malformed) => break Then::Malformed(malformed),
+                },
+            }
+        };
+        Piece { before, len: 0, then }
+    }
+
     /// Takes of `bytes` what belongs to the body and is well formed.
     pub(crate) fn take(&mut self, bytes: &[u8]) -> Taken {
         self.take_until(bytes, false)

@@ -1,6 +1,6 @@
 //! The header lines of a head that are passed on: copied in as few pieces as there are lines left out between them.
 
-use super::buffer::Buffer;
+use crate::buffer::Buffer;
 
 /// Copies lines of one head.
 pub(super) struct Lines<'a> {

@@ -3,26 +3,28 @@
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::buffer::{Buffer, SIZE};
-use super::lines::Lines;
-use crate::guard::headers;
+use crate::buffer::Buffer;
+use crate::guard::{HeadLimits, headers};
 use crate::pool::keep_alive;
 
+use super::lines::Lines;
+
 /// The head of a response, which was written as it goes back.
-pub(super) struct Head {
+pub(crate) struct Head {
     /// How many bytes it had.
-    pub(super) len: usize,
-    pub(super) status: StatusCode,
-    pub(super) body: Body,
+    pub(crate) len: usize,
+    pub(crate) status: StatusCode,
+    pub(crate) body: Body,
     /// How long the connection that it came over may wait for the next request; zero if it takes none.
-    pub(super) patience: Duration,
+    pub(crate) patience: Duration,
 }
 
 /// How long the body of a response is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Body {
+pub(crate) enum Body {
     None,
     Length(u64),
     Chunked,
@@ -31,27 +33,62 @@ pub(super) enum Body {
 }
 
 /// What is known of a response before it comes, and what is to be said beside it.
-pub(super) struct Asked {
+pub(crate) struct Asked {
     /// The request was HEAD, so that no body follows whatever the headers say.
-    pub(super) is_head: bool,
+    pub(crate) is_head: bool,
     /// It came from an application: what only a proxy of ours may say is taken away.
-    pub(super) from_app: bool,
+    pub(crate) from_app: bool,
     /// The connection ends with it.
-    pub(super) close: bool,
+    pub(crate) close: bool,
+    /// How much its head may hold.
+    pub(crate) limits: HeadLimits,
 }
 
 /// Reads the head at the beginning of `bytes` and writes it to `out`; `None` if it is not complete yet.
-pub(super) fn read(bytes: &[u8], asked: &Asked, out: &mut Buffer) -> Result<Option<Head>, &'static str> {
+pub(crate) fn read(bytes: &[u8], asked: &Asked, out: &mut Buffer) -> Result<Option<Head>, &'static str> {
+    let read = parsed(bytes, asked, |response, said, head| {
+        let (text, _) = bytes.split_at(head.len);
+        write(response, text, said, head, asked, out);
+    })?;
+    Ok(read.map(|(head, ())| head))
+}
+
+/// As [`read`], but the headers are given back, without those of this hop unless they are about a switch of protocols.
+pub(crate) fn read_headers(bytes: &[u8], asked: &Asked) -> Result<Option<(Head, HeaderMap)>, &'static str> {
+    let collect = |response: &httparse::Response<'_, '_>, said: &Said<'_>, head: &Head| {
+        let mut headers = HeaderMap::with_capacity(response.headers.len());
+        let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        for header in response.headers.iter().filter(|header| switches || said.passes(header.name, asked)) {
+            let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| MALFORMED)?;
+            headers.append(name, HeaderValue::from_bytes(header.value).map_err(|_| MALFORMED)?);
+        }
+        if let Some(length) = said.length.filter(|_| !said.chunked) {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        Ok::<_, &'static str>(headers)
+    };
+    match parsed(bytes, asked, collect)? {
+        Some((head, headers)) => Ok(Some((head, headers?))),
+        None => Ok(None),
+    }
+}
+
+fn parsed<R>(
+    bytes: &[u8],
+    asked: &Asked,
+    see: impl FnOnce(&httparse::Response<'_, '_>, &Said<'_>, &Head) -> R,
+) -> Result<Option<(Head, R)>, &'static str> {
     let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let fields = fields.get_mut(..asked.limits.headers.min(MOST_HEADERS)).unwrap_or_default();
     let mut response = httparse::Response::new(&mut []);
     let parser = httparse::ParserConfig::default();
-    let len = match parser.parse_response_with_uninit_headers(&mut response, bytes, &mut fields) {
+    let len = match parser.parse_response_with_uninit_headers(&mut response, bytes, fields) {
         Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) if bytes.len() < LONGEST => return Ok(None),
+        Ok(httparse::Status::Partial) if bytes.len() <= asked.limits.bytes => return Ok(None),
         Ok(httparse::Status::Partial) => return Err("the head of the response is too large"),
         Err(error) => return Err(explain(error)),
     };
-    if len > LONGEST {
+    if len > asked.limits.bytes {
         return Err("the head of the response is too large");
     }
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("the status is no number")?;
@@ -65,43 +102,37 @@ pub(super) fn read(bytes: &[u8], asked: &Asked, out: &mut Buffer) -> Result<Opti
         (false, Some(length)) => Body::Length(length),
         (false, None) => Body::Rest,
     };
-    let (text, _) = bytes.split_at(len);
-    write(&response, text, status, &said, body, asked, out);
     let keeps = !said.close && response.version == Some(1) && body != Body::Rest;
     let patience = if keeps { said.patience } else { Duration::ZERO };
-    Ok(Some(Head { len, status, body, patience }))
+    let head = Head { len, status, body, patience };
+    let seen = see(&response, &said, &head);
+    Ok(Some((head, seen)))
 }
 
 fn write(
     response: &httparse::Response<'_, '_>,
-    head: &[u8],
-    status: StatusCode,
+    text: &[u8],
     said: &Said<'_>,
-    body: Body,
+    head: &Head,
     asked: &Asked,
     out: &mut Buffer,
 ) {
+    let status = head.status;
     let reason = response.reason.unwrap_or_default();
     for part in [b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"] {
         out.push(part);
     }
-    let strict = has_strict_lines(head);
-    let end = head.len().saturating_sub(2);
+    let strict = has_strict_lines(text);
+    let end = text.len().saturating_sub(2);
     let mut fields = response.headers.iter().peekable();
-    let mut lines = Lines::after_first(head, fields.peek().copied(), end);
+    let mut lines = Lines::after_first(text, fields.peek().copied(), end);
     while let Some(header) = fields.next() {
-        let name = header.name;
-        // The length is written below, once and in plain digits, unless the encoding says where the body ends.
-        if name.eq_ignore_ascii_case("content-length")
-            || headers::may_be_for_one_hop(name) && headers::is_hop_by_hop(name)
-            || (asked.from_app && headers::is_ours(name))
-            || said.named.iter().any(|named| named.eq_ignore_ascii_case(name))
-        {
+        if !said.passes(header.name, asked) {
             if strict {
                 lines.skip(header, fields.peek().copied(), end, out);
             }
         } else if !strict {
-            for part in [name.as_bytes(), b": ", header.value, b"\r\n"] {
+            for part in [header.name.as_bytes(), b": ", header.value, b"\r\n"] {
                 out.push(part);
             }
         }
@@ -114,7 +145,7 @@ fn write(
         out.push_number(length);
         out.push(b"\r\n");
     }
-    if matches!(body, Body::Chunked | Body::Rest) || (said.chunked && asked.is_head) {
+    if matches!(head.body, Body::Chunked | Body::Rest) || (said.chunked && asked.is_head) {
         out.push(b"transfer-encoding: chunked\r\n");
     }
     if asked.close && !status.is_informational() {
@@ -163,6 +194,16 @@ impl<'a> Said<'a> {
         Ok(said)
     }
 
+    /// Whether a header of this name goes back. The length does not: it is said once and in plain digits, unless the
+    /// encoding says where the body ends.
+    fn passes(&self, name: &str, asked: &Asked) -> bool {
+        let for_this_hop = name.eq_ignore_ascii_case("content-length")
+            || headers::may_be_for_one_hop(name) && headers::is_hop_by_hop(name)
+            || (asked.from_app && headers::is_ours(name))
+            || self.named.iter().any(|named| named.eq_ignore_ascii_case(name));
+        !for_this_hop
+    }
+
     fn connection(&mut self, value: &'a str) {
         for option in value.split(',').map(str::trim).filter(|option| !option.is_empty()) {
             if option.eq_ignore_ascii_case("close") {
@@ -186,11 +227,11 @@ fn explain(error: httparse::Error) -> &'static str {
         Error::TooManyHeaders => "the response has too many headers",
         Error::Status => "the status line of the response is malformed",
         Error::Version => "the response is not HTTP/1",
-        _ => "the head of the response is malformed",
+        _ => MALFORMED,
     }
 }
 
-const MOST_HEADERS: usize = 128;
+/// An upper bound for [`HeadLimits::headers`], so that parsing needs no memory from the heap.
+const MOST_HEADERS: usize = 256;
 
-/// With what is added it fits into one buffer.
-const LONGEST: usize = SIZE - 4096;
+const MALFORMED: &str = "the head of the response is malformed";

@@ -5,14 +5,14 @@
 
 use http::{HeaderValue, Method};
 
-use super::buffer::{Buffer, SIZE};
 use super::lines::Lines;
+use crate::buffer::{Buffer, SIZE};
 use crate::guard::framing::head::{Body, take_plain};
 use crate::guard::{self, HeadLimits, headers};
 use crate::live::Target;
 
 /// What the bytes at hand are.
-pub(super) enum Read {
+pub(crate) enum Read {
     /// The beginning of a head.
     Incomplete,
     /// Something for the general path.
@@ -22,23 +22,23 @@ pub(super) enum Read {
 }
 
 /// A request that the guard passes, whose head was written as it goes out.
-pub(super) struct Plain {
+pub(crate) struct Plain {
     /// How many bytes its head had.
-    pub(super) len: usize,
-    pub(super) method: Method,
+    pub(crate) len: usize,
+    pub(crate) method: Method,
     /// Its target, as it was received.
-    pub(super) target: Target,
-    pub(super) body: Body,
-    pub(super) is_head: bool,
+    pub(crate) target: Target,
+    pub(crate) body: Body,
+    pub(crate) is_head: bool,
     /// Whether the caller wants the connection to end with the answer.
-    pub(super) close: bool,
+    pub(crate) close: bool,
     /// Whether the caller expects answers in the form of gRPC.
-    pub(super) as_grpc: bool,
+    pub(crate) as_grpc: bool,
 }
 
 /// Reads the head at the beginning of `bytes`, and writes it to `out`, with what `client_cert` says of the caller.
 /// `scanned` is kept between the calls for one head.
-pub(super) fn read(
+pub(crate) fn read(
     bytes: &[u8],
     scanned: &mut usize,
     limits: &HeadLimits,

@@ -1,7 +1,10 @@
 //! Buffers that are held only while there are bytes in them.
 //!
 //! A connection that waits needs none; most connections wait most of the time. So each thread keeps a few and lends
-//! them out.
+//! them out. [`ReadAhead`] and [`gathered`] put them below and above TLS.
+
+mod gathered;
+mod read_ahead;
 
 use std::cell::RefCell;
 use std::io;
@@ -9,6 +12,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+pub(crate) use gathered::{Gathered, Outlet, gathered};
+pub(crate) use read_ahead::ReadAhead;
 
 /// Bytes between a reader and a writer: what was filled in and not consumed yet.
 #[derive(Debug, Default)]
@@ -28,9 +34,9 @@ impl Buffer {
         self.start == self.end
     }
 
-    /// How many more bytes [`Buffer::push`] takes.
+    /// How many more bytes [`Buffer::push`] takes without growing.
     pub(crate) fn room(&self) -> usize {
-        SIZE - self.end
+        self.storage.as_ref().map_or(SIZE, |storage| storage.len()) - self.end
     }
 
     /// Takes the first `count` bytes away. The storage goes back once nothing is left.
@@ -49,16 +55,16 @@ impl Buffer {
         }
     }
 
-    /// Appends as many of `bytes` as there is room for.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> usize {
-        let count = bytes.len().min(self.room());
-        let (bytes, _) = bytes.split_at(count);
-        let end = self.end;
-        if let Some(place) = self.storage().get_mut(end..end + count) {
-            place.copy_from_slice(bytes);
+    /// Appends `bytes`. It grows where there is no room; who does not want that looks at [`Buffer::room`] first.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        if self.room() < bytes.len() {
+            self.grow(bytes.len());
         }
-        self.end += count;
-        count
+        let end = self.end;
+        if let Some(place) = self.storage().get_mut(end..end + bytes.len()) {
+            place.copy_from_slice(bytes);
+            self.end += bytes.len();
+        }
     }
 
     /// Appends `number` in decimal digits, if there is room.
@@ -76,7 +82,7 @@ impl Buffer {
         self.push(digits.get(begin..).unwrap_or_default());
     }
 
-    /// Reads once from `io`: how many bytes came, 0 at the end. There must be room.
+    /// Reads once from `io`: how many bytes came, 0 at the end. It grows where there is no room.
     pub(crate) fn poll_fill<T: AsyncRead + Unpin>(
         &mut self,
         io: &mut T,
@@ -84,6 +90,9 @@ impl Buffer {
     ) -> Poll<io::Result<usize>> {
         if self.end > SIZE / 2 {
             self.compact();
+        }
+        if self.room() == 0 {
+            self.grow(1);
         }
         let end = self.end;
         let mut read = ReadBuf::new(self.storage().get_mut(end..).unwrap_or_default());
@@ -111,6 +120,21 @@ impl Buffer {
             self.consume(count);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Makes room for `more` bytes; at least twice as much as there was, so that growing step by step is not dear.
+    fn grow(&mut self, more: usize) {
+        self.compact();
+        if self.room() >= more {
+            return;
+        }
+        let mut storage = vec![0; (self.end + more).max(2 * SIZE).next_power_of_two()].into_boxed_slice();
+        if let Some(place) = storage.get_mut(..self.end) {
+            place.copy_from_slice(self.bytes());
+        }
+        if let Some(before) = self.storage.replace(storage) {
+            give_back(before);
+        }
     }
 
     /// Moves what is in it to the front.
@@ -146,7 +170,7 @@ fn give_back(storage: Box<[u8]>) {
     // The thread may be ending.
     let _ = FREE.try_with(|free| {
         let mut free = free.borrow_mut();
-        if free.len() < KEPT {
+        if free.len() < KEPT && storage.len() == SIZE {
             free.push(storage);
         }
     });
@@ -165,13 +189,24 @@ mod tests {
     #[test]
     fn what_is_pushed_comes_out_and_the_storage_goes_back_when_it_is_empty() {
         let mut buffer = Buffer::default();
-        assert_eq!(buffer.push(b"hello"), 5);
+        buffer.push(b"hello");
         buffer.consume(2);
         assert_eq!(buffer.bytes(), b"llo");
         buffer.consume(3);
         assert!(buffer.storage.is_none() && buffer.is_empty());
-        assert_eq!(buffer.push(&vec![b'x'; SIZE + 1]), SIZE);
-        assert_eq!(buffer.room(), 0);
+    }
+
+    #[test]
+    fn it_grows_where_it_must_and_keeps_what_is_in_it() {
+        let mut buffer = Buffer::default();
+        buffer.push(&vec![b'x'; SIZE - 1]);
+        buffer.consume(10);
+        buffer.push(b"abc");
+        assert_eq!(buffer.bytes().len(), SIZE - 8);
+        buffer.push(&vec![b'y'; 5 * SIZE]);
+        assert_eq!(buffer.bytes().len(), 6 * SIZE - 8);
+        assert!(buffer.bytes().starts_with(b"xxx") && buffer.bytes().ends_with(b"yyy"));
+        assert_eq!(buffer.bytes().get(SIZE - 11..SIZE - 7), Some(b"abcy".as_slice()));
     }
 
     #[tokio::test]

@@ -1,14 +1,16 @@
 //! How much of the bytes at hand belongs to a body, and how it goes on.
 
-use super::buffer::Buffer;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
 use super::response;
-use crate::guard::framing::chunked::{Chunked, Taken, Then};
+use crate::buffer::Buffer;
+use crate::guard::framing::chunked::{Chunked, Piece, Taken, Then};
 use crate::guard::framing::head;
 use crate::guard::{Malformed, headers};
 
 /// A body on its way.
 #[derive(Debug)]
-pub(super) enum Body {
+pub(crate) enum Body {
     /// There is none, or it has ended.
     Ended,
     /// So many bytes are to come.
@@ -23,13 +25,26 @@ pub(super) enum Body {
 
 /// What is to be done with the first bytes at hand.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Pass on so many as they are.
     Pass(usize),
     /// Pass on so many as a chunk.
     Wrap(usize),
     /// They were taken in; there is something to write.
     Taken(usize),
+    /// Wait for more.
+    More,
+}
+
+/// What the first bytes at hand are, for who passes the body on in another form.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// So many bytes of framing, and then so many of data.
+    Data { before: usize, len: usize },
+    /// So many bytes of framing.
+    Framing(usize),
+    /// So many bytes that are the last, and the trailers that may be passed on.
+    End(usize, HeaderMap),
     /// Wait for more.
     More,
 }
@@ -56,12 +71,12 @@ impl From<response::Body> for Body {
 }
 
 impl Body {
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         matches!(self, Self::Ended)
     }
 
     /// Looks at `bytes`, which were not looked at before. Trailers are written to `out`.
-    pub(super) fn step(&mut self, bytes: &[u8], out: &mut Buffer) -> Result<Step, Malformed> {
+    pub(crate) fn step(&mut self, bytes: &[u8], out: &mut Buffer) -> Result<Step, Malformed> {
         if bytes.is_empty() {
             return Ok(Step::More);
         }
@@ -101,6 +116,61 @@ impl Body {
             }
         }
     }
+
+    /// Finds the next data in `bytes`, which were not looked at before.
+    pub(crate) fn find(&mut self, bytes: &[u8]) -> Result<Found, Malformed> {
+        if bytes.is_empty() {
+            return Ok(Found::More);
+        }
+        match self {
+            Self::Chunked(chunked) => {
+                let Piece { before, len, then } = chunked.next_data(bytes);
+                match then {
+                    Then::More | Then::End if len > 0 => return Ok(Found::Data { before, len }),
+                    Then::More | Then::End => {}
+                    Then::Trailers => *self = Self::Trailers(Box::new((std::mem::take(chunked), Vec::new()))),
+                    Then::Malformed(malformed) => return Err(malformed),
+                }
+                Ok(Found::Framing(before))
+            }
+            Self::Trailers(gathered) => {
+                let (chunked, text) = &mut **gathered;
+                let Taken { len, then } = chunked.take(bytes);
+                text.extend_from_slice(bytes.get(..len).unwrap_or_default());
+                match then {
+                    Then::More | Then::Trailers => Ok(Found::Framing(len)),
+                    Then::End => {
+                        let trailers = read_trailers(text);
+                        *self = Self::Ended;
+                        Ok(Found::End(len, trailers))
+                    }
+                    Then::Malformed(malformed) => Err(malformed),
+                }
+            }
+            // These are passed on as they are in any form.
+            Self::Ended | Self::Length(_) | Self::Rest => match self.step(bytes, &mut Buffer::default())? {
+                Step::Pass(len) | Step::Wrap(len) => Ok(Found::Data { before: 0, len }),
+                Step::Taken(len) => Ok(Found::Framing(len)),
+                Step::More => Ok(Found::More),
+            },
+        }
+    }
+}
+
+/// The trailers in `text`, which are well formed, without those that may not stand there.
+fn read_trailers(text: &[u8]) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    for line in text.split(|byte| *byte == b'\n') {
+        let Some((name, value)) = line.iter().position(|byte| *byte == b':').map(|at| line.split_at(at)) else {
+            continue;
+        };
+        let value = value.get(1..).unwrap_or_default().trim_ascii();
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            trailers.append(name, value);
+        }
+    }
+    headers::sanitize_trailers(&mut trailers);
+    trailers
 }
 
 /// Writes the trailers in `text`, which are well formed, without those that may not stand there.

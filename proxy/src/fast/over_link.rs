@@ -1,0 +1,329 @@
+//! A request and its response over a link: HTTP/1.1 on both sides, both ways at once.
+//!
+//! Invariant: nothing is written to the caller before the head of the response was read whole, and nothing of a body
+//! that its grammar does not hold.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use http::StatusCode;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::exchange::{End, Ended, Exchange, Up, broke};
+use crate::buffer::Buffer;
+use crate::guard::Malformed;
+use crate::http1::body::{Body, Step};
+use crate::http1::response::{self, Asked};
+use crate::pool::Link;
+
+/// A request on its way over a link, and its response.
+struct OverLink<'a, T> {
+    exchange: Exchange<'a, T>,
+    link: Link,
+    up: Up,
+    upward: Upward,
+    down: Down,
+}
+
+/// How far the request is.
+#[derive(Default)]
+struct Upward {
+    /// How much of its head, and of what else was put together to be written, was written.
+    written: usize,
+    /// Whether anything was ever written.
+    sent: bool,
+    /// How many of the bytes received from the caller may be passed on.
+    cleared: usize,
+    unflushed: bool,
+    /// Why the next hop takes no more of it.
+    failed: Option<io::Error>,
+}
+
+struct Down {
+    asked: Asked,
+    input: Buffer,
+    out: Buffer,
+    /// `None` until the response has begun.
+    body: Option<Body>,
+    /// How many of the bytes received from the next hop may be passed on.
+    cleared: usize,
+    /// Nothing can be made of what is at hand.
+    starved: bool,
+    unflushed: bool,
+    /// Of the next hop, when this began.
+    received: u64,
+    /// The response was written whole.
+    done: bool,
+}
+
+/// Carries a request over `link`, which goes back to the pool if it can take another.
+pub(super) async fn carry<T>(exchange: Exchange<'_, T>, link: Link, up: Up, asked: Asked) -> Ended
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let received = link.received();
+    let down = Down {
+        asked,
+        input: Buffer::default(),
+        out: Buffer::default(),
+        body: None,
+        cleared: 0,
+        starved: true,
+        unflushed: false,
+        received,
+        done: false,
+    };
+    let mut over = OverLink { exchange, link, up, upward: Upward::default(), down };
+    let end = poll_fn(|cx| over.poll(cx)).await.err().unwrap_or(End::Done);
+    let (begun, uploaded) = (over.has_begun(), over.has_uploaded());
+    let mut again = None;
+    match end {
+        End::Done if uploaded && over.down.input.is_empty() => over.exchange.pool.give_back(over.link),
+        End::Broke(_) if over.may_go_again() => again = Some((over.up, over.down.asked)),
+        _ => {}
+    }
+    Ended { end, begun, uploaded, again }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> OverLink<'_, T> {
+    /// Whether the response has begun.
+    fn has_begun(&self) -> bool {
+        self.down.body.is_some()
+    }
+
+    /// Whether the whole request was sent on.
+    fn has_uploaded(&self) -> bool {
+        let Self { up, upward, .. } = self;
+        up.body.has_ended() && upward.cleared == 0 && upward.written >= up.head.bytes().len()
+    }
+
+    /// Whether the request may be sent again: over a connection that was used before, and died before it said anything,
+    /// either nothing of it was written, or it is safe and complete.
+    fn may_go_again(&self) -> bool {
+        let silent = !self.has_begun() && self.link.received() == self.down.received;
+        self.link.used && silent && (self.keeps_head() || !self.upward.sent)
+    }
+
+    /// Whether the head is kept until the response begins, to be sent again over another connection.
+    fn keeps_head(&self) -> bool {
+        self.up.safe && self.up.bodiless && !self.has_begun()
+    }
+
+    /// Carries both ways until it ends.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        if let Some(end) = self.exchange.poll_order(cx) {
+            return Poll::Ready(Err(end));
+        }
+        if self.upward.failed.is_none()
+            && let Poll::Ready(Err(end)) = self.poll_up(cx)
+        {
+            match end {
+                // What the next hop has said already is worth more than that it takes no more of the request.
+                End::Broke(error) => self.upward.failed = Some(error),
+                end => return Poll::Ready(Err(end)),
+            }
+        }
+        if !self.down.done
+            && let Poll::Ready(ended) = self.poll_down(cx)
+        {
+            ended?;
+            self.down.done = true;
+        }
+        // The request may go on after its response, until the next hop takes no more of it.
+        if self.down.done && (self.has_uploaded() || self.upward.failed.is_some()) {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.has_begun()
+            && let Some(error) = self.upward.failed.take()
+        {
+            return Poll::Ready(Err(End::Broke(error)));
+        }
+        if self.has_uploaded() { self.exchange.caller.poll_gone(cx).map(Err) } else { Poll::Pending }
+    }
+
+    /// The request: what is to be written, then the body as it comes.
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let keeps_head = self.keeps_head();
+        let Self { exchange, link, up, upward, .. } = self;
+        let (caller, flight) = (&mut *exchange.caller, &exchange.ticket.flight);
+        loop {
+            if upward.written < up.head.bytes().len() {
+                let rest = up.head.bytes().get(upward.written..).unwrap_or_default();
+                upward.written += ready!(Pin::new(&mut link.io).poll_write(cx, rest)).map_err(End::Broke)?;
+                (upward.sent, upward.unflushed) = (true, true);
+                continue;
+            }
+            if !keeps_head && !up.head.is_empty() {
+                up.head.clear();
+                upward.written = 0;
+            }
+            if upward.cleared > 0 {
+                let cleared = caller.input.bytes().get(..upward.cleared).unwrap_or_default();
+                let count = ready!(Pin::new(&mut link.io).poll_write(cx, cleared)).map_err(End::Broke)?;
+                caller.input.consume(count);
+                upward.cleared -= count;
+                upward.unflushed = true;
+                flight.moved_up(count);
+                continue;
+            }
+            if up.body.has_ended() {
+                flight.upload_ended();
+                break;
+            }
+            if caller.input.is_empty() {
+                match caller.input.poll_fill(&mut caller.io, cx) {
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(_) => return Poll::Ready(Err(End::CallerGone)),
+                    Poll::Pending => break,
+                }
+            }
+            let step = up.body.step(caller.input.bytes(), &mut up.head);
+            match step.map_err(|malformed| End::Refused(malformed.into()))? {
+                Step::Pass(count) if count <= up.head.room() && !up.head.is_empty() => {
+                    up.head.push(caller.input.bytes().get(..count).unwrap_or_default());
+                    caller.input.consume(count);
+                    flight.moved_up(count);
+                }
+                Step::Pass(count) => upward.cleared = count,
+                Step::Taken(count) => caller.input.consume(count),
+                Step::Wrap(_) | Step::More => break,
+            }
+        }
+        if upward.unflushed {
+            ready!(Pin::new(&mut link.io).poll_flush(cx)).map_err(End::Broke)?;
+            upward.unflushed = false;
+        }
+        if up.body.has_ended() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// The response: its head, then its body as it comes.
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        loop {
+            while !self.down.starved && self.down.cleared == 0 && !self.has_ended() {
+                self.take_in()?;
+                if self.down.out.room() < HEADROOM {
+                    break;
+                }
+            }
+            let Self { exchange: Exchange { caller, ticket, .. }, down, .. } = self;
+            if !down.out.is_empty() {
+                down.unflushed = true;
+                ready!(down.out.poll_drain(&mut caller.io, cx)).map_err(|_| End::CallerGone)?;
+            }
+            if down.cleared > 0 {
+                let cleared = down.input.bytes().get(..down.cleared).unwrap_or_default();
+                let count = ready!(Pin::new(&mut caller.io).poll_write(cx, cleared)).map_err(|_| End::CallerGone)?;
+                if count == 0 {
+                    return Poll::Ready(Err(End::CallerGone));
+                }
+                down.input.consume(count);
+                down.cleared -= count;
+                down.starved = down.input.is_empty();
+                down.unflushed = true;
+                ticket.flight.moved_down(count);
+                continue;
+            }
+            if !down.starved && !self.has_ended() {
+                continue;
+            }
+            let Self { exchange: Exchange { caller, .. }, link, down, .. } = self;
+            if down.body.as_ref().is_some_and(Body::has_ended) {
+                ready!(Pin::new(&mut caller.io).poll_flush(cx)).map_err(|_| End::CallerGone)?;
+                return Poll::Ready(Ok(()));
+            }
+            match down.input.poll_fill(&mut link.io, cx) {
+                Poll::Ready(Ok(0)) => self.next_ended()?,
+                Poll::Ready(Ok(_)) => down.starved = false,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(End::Broke(error))),
+                Poll::Pending => {
+                    if down.unflushed {
+                        ready!(Pin::new(&mut caller.io).poll_flush(cx)).map_err(|_| End::CallerGone)?;
+                        down.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.down.body.as_ref().is_some_and(Body::has_ended)
+    }
+
+    /// Makes of the bytes at hand what can be made of them.
+    fn take_in(&mut self) -> Result<(), End> {
+        let Self { exchange: Exchange { ticket, .. }, down, .. } = self;
+        let Some(body) = &mut down.body else {
+            return self.take_head();
+        };
+        let step = body.step(down.input.bytes(), &mut down.out);
+        match step.map_err(|malformed: Malformed| broke(malformed))? {
+            // Small pieces go out together with what is before them.
+            Step::Pass(count) if !down.out.is_empty() && count <= down.out.room() => {
+                down.out.push(down.input.bytes().get(..count).unwrap_or_default());
+                down.input.consume(count);
+                ticket.flight.moved_down(count);
+            }
+            Step::Pass(count) => down.cleared = count,
+            Step::Wrap(count) => {
+                let count = count.min(down.out.room().saturating_sub(CHUNK));
+                down.out.push(format!("{count:x}\r\n").as_bytes());
+                down.out.push(down.input.bytes().get(..count).unwrap_or_default());
+                down.out.push(b"\r\n");
+                down.input.consume(count);
+                ticket.flight.moved_down(count);
+            }
+            Step::Taken(count) => down.input.consume(count),
+            Step::More => {}
+        }
+        down.starved = down.input.is_empty();
+        Ok(())
+    }
+
+    fn take_head(&mut self) -> Result<(), End> {
+        let keeps_head = self.keeps_head();
+        let Self { exchange: Exchange { ticket, .. }, link, down, up, upward } = self;
+        let head = response::read(down.input.bytes(), &down.asked, &mut down.out).map_err(broke)?;
+        let Some(head) = head else {
+            down.starved = true;
+            return Ok(());
+        };
+        down.input.consume(head.len);
+        down.starved = down.input.is_empty();
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(broke("it switched protocols without being asked"));
+        }
+        if head.status.is_informational() {
+            return Ok(());
+        }
+        // It is not sent again any more.
+        if keeps_head {
+            up.head.clear();
+            upward.written = 0;
+        }
+        link.patience = head.patience;
+        down.body = Some(head.body.into());
+        ticket.answered(head.status, None);
+        Ok(())
+    }
+
+    /// The next hop sends no more.
+    fn next_ended(&mut self) -> Result<(), End> {
+        let down = &mut self.down;
+        if matches!(down.body, Some(Body::Rest)) {
+            down.out.push(b"0\r\n\r\n");
+            down.body = Some(Body::Ended);
+            self.link.patience = std::time::Duration::ZERO;
+            return Ok(());
+        }
+        Err(End::Broke(io::ErrorKind::UnexpectedEof.into()))
+    }
+}
+
+/// Room for the frame of a chunk.
+const CHUNK: usize = 16;
+
+/// With less room than this it is time to write.
+const HEADROOM: usize = 8 << 10;

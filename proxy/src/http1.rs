@@ -1,0 +1,7 @@
+//! HTTP/1.1 as bytes: heads that are judged and written as they are read, and bodies whose grammar is held to.
+
+pub(crate) mod body;
+pub(crate) mod convert;
+mod lines;
+pub(crate) mod request;
+pub(crate) mod response;

@@ -1,0 +1,199 @@
+//! Opens connections for the requests that wait.
+
+use std::sync::{Arc, MutexGuard};
+use std::task::Poll;
+
+use countersign_identity::ClientTls;
+use tokio::net::TcpStream;
+
+use super::free::Free;
+use super::link::{Io, Link};
+use super::proof::Proof;
+use super::shared::{self, Shared};
+use super::{Pool, Target};
+use crate::config::Address;
+use crate::dial::{Secured, dial_app};
+use crate::fault::Fault;
+use crate::live::{Connection, Entry, Kind, Metered};
+
+impl Pool {
+    /// A new link, of which nobody else knows: for what needs HTTP/1.1, or in place of one that was dead.
+    pub(crate) async fn new_link(self: &Arc<Self>) -> Result<Link, Fault> {
+        for _ in 0..ATTEMPTS {
+            let mut link = self.dial_link().await?;
+            match link.look() {
+                Poll::Pending => return Ok(link),
+                Poll::Ready(Err(error)) if refused_by_peer(&error).is_some() => return Err(self.explain(&error)),
+                Poll::Ready(_) => {}
+            }
+        }
+        let reason = "it ends each connection at once".to_owned();
+        Err(Fault::Unreachable { hop: self.hop(), to: self.address(), reason })
+    }
+
+    /// The fault of a connection that broke under a request.
+    pub(crate) fn explain(&self, error: &std::io::Error) -> Fault {
+        match refused_by_peer(error) {
+            Some(alert) => Fault::RefusedByPeer(alert),
+            None => Fault::Broke { hop: self.hop(), reason: error.to_string() },
+        }
+    }
+
+    /// As [`Pool::explain`], for a request of which nothing was sent.
+    pub(crate) fn explain_unsent(&self, error: &std::io::Error) -> Fault {
+        match self.explain(error) {
+            Fault::Broke { hop, reason } => Fault::Unreachable { hop, to: self.address(), reason },
+            fault => fault,
+        }
+    }
+
+    /// Opens connections for those who wait: a few links at a time, or one that all of them can share.
+    pub(super) fn open_for_waiting(self: &Arc<Self>, free: &mut MutexGuard<'_, Free>) {
+        if free.waiting.is_empty() {
+            return;
+        }
+        if self.prefers_streams(free) {
+            if !free.opening_shared {
+                free.opening_shared = true;
+                let pool = Arc::clone(self);
+                // A task of its own, so that a caller who goes away does not end it for the others.
+                self.lifecycle.spawn(async move {
+                    let opened = tokio::select! {
+                        opened = pool.open_shared() => opened,
+                        () = pool.lifecycle.stopping() => Err(Fault::Stopping),
+                    };
+                    pool.opened_shared(opened);
+                });
+            }
+            return;
+        }
+        while free.opening_links < free.waiting.len().min(OPENING) {
+            free.opening_links += 1;
+            let pool = Arc::clone(self);
+            self.lifecycle.spawn(async move {
+                let opened = tokio::select! {
+                    opened = pool.new_link() => opened,
+                    () = pool.lifecycle.stopping() => Err(Fault::Stopping),
+                };
+                pool.opened_link(opened);
+            });
+        }
+    }
+
+    fn opened_link(self: &Arc<Self>, opened: Result<Link, Fault>) {
+        let mut free = self.free();
+        free.opening_links -= 1;
+        match opened {
+            Ok(link) => free.hand_on(link),
+            Err(fault @ Fault::OtherProtocol { .. }) => {
+                free.refused(false);
+                if !self.has_streams(&free) {
+                    free.fail(&fault, true);
+                }
+            }
+            Err(fault) => free.fail(&fault, false),
+        }
+        self.open_for_waiting(&mut free);
+    }
+
+    fn opened_shared(self: &Arc<Self>, opened: Result<Shared, Fault>) {
+        let identity = self.identity();
+        let left = {
+            let mut free = self.free();
+            free.opening_shared = false;
+            let left = match opened {
+                Ok(shared) => {
+                    free.put(shared);
+                    free.hand_on_streams(identity.as_ref())
+                }
+                Err(fault @ Fault::OtherProtocol { .. }) => {
+                    free.refused(true);
+                    if !self.has_links() || free.no_http1() {
+                        free.fail(&fault, true);
+                    }
+                    None
+                }
+                Err(fault) => {
+                    // They waited for it together.
+                    free.fail(&fault, true);
+                    None
+                }
+            };
+            self.open_for_waiting(&mut free);
+            left
+        };
+        drop(left);
+    }
+
+    async fn dial_link(&self) -> Result<Link, Fault> {
+        match &self.target {
+            Target::App { address, .. } => {
+                let (io, entry) = self.open_app(address).await?;
+                Ok(Link::new(Io::App(io), entry, None))
+            }
+            Target::Mesh(mesh) => {
+                let (secured, entry) = self.open_mesh(&mesh.http1).await?;
+                let proof = Some(Proof::of(&secured));
+                Ok(Link::new(Io::Mesh(Box::new(secured.stream)), entry, proof))
+            }
+        }
+    }
+
+    async fn open_shared(self: &Arc<Self>) -> Result<Shared, Fault> {
+        let opened = match &self.target {
+            Target::App { address, .. } => {
+                let (io, entry) = self.open_app(address).await?;
+                shared::open(self, io, entry, None).await
+            }
+            Target::Mesh(mesh) => {
+                let (secured, entry) = self.open_mesh(&mesh.http2).await?;
+                let proof = Some(Proof::of(&secured));
+                if !secured.http2 {
+                    return Err(Fault::OtherProtocol { to: secured.remote.to_string() });
+                }
+                shared::open(self, secured.stream, entry, proof).await
+            }
+        };
+        opened.map_err(|error| self.explain_unsent(&error))
+    }
+
+    async fn open_mesh(&self, tls: &ClientTls) -> Result<(Secured, Arc<Entry>), Fault> {
+        match &self.target {
+            Target::Mesh(mesh) => mesh.workload.open(tls, Kind::Pooled, &self.listener, &self.connections).await,
+            Target::App { .. } => Err(Fault::OtherProtocol { to: self.address() }),
+        }
+    }
+
+    async fn open_app(&self, address: &Address) -> Result<(Metered<TcpStream>, Arc<Entry>), Fault> {
+        let (io, remote, traffic) = dial_app(address, &self.listener.limits).await?;
+        let connection = Connection::new(Arc::clone(&self.listener), Kind::Pooled, None, remote, None, traffic);
+        Ok((io, Arc::new(self.connections.enter(connection))))
+    }
+}
+
+/// In TLS 1.3 a client may send before it learns that the server does not accept its certificate. The server has not
+/// read what was sent then.
+fn refused_by_peer(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    use rustls::AlertDescription as Alert;
+
+    let inner = error.downcast_ref::<std::io::Error>()?.get_ref()?;
+    match inner.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(
+            alert @ (Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::CertificateRequired),
+        ) => Some(format!("{alert:?}")),
+        _ => None,
+    }
+}
+
+/// How many links are opened at once for those who wait.
+const OPENING: usize = 4;
+
+/// How many are opened, one after the other, where each is gone at once.
+const ATTEMPTS: usize = 3;

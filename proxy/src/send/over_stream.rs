@@ -1,0 +1,155 @@
+//! A request over a stream, HTTP/2, and the body of its response.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::uri::Scheme;
+use http::{Request, Response};
+use http_body::{Body as _, Frame};
+use tokio::sync::oneshot;
+
+use super::received::Received;
+use super::{Answered, Held, Unanswered};
+use crate::fault::Hop;
+use crate::http1::convert;
+use crate::live::body::RequestBody;
+use crate::pool::{Place, Pool, Stream, into_io, is_unprocessed};
+
+/// The body of a response that comes over a stream.
+pub(crate) struct FromStream {
+    stream: RecvStream,
+    data_ended: bool,
+    /// What is left of the request.
+    upload: Option<Upload>,
+    _place: Arc<Place>,
+    _held: Held,
+}
+
+/// Sends a request and waits for the head of its response.
+pub(super) async fn send(
+    pool: &Arc<Pool>,
+    mut stream: Stream,
+    request: Request<RequestBody>,
+    held: &Held,
+) -> Result<Answered, Unanswered> {
+    let (mut parts, body) = request.into_parts();
+    let scheme = if pool.hop() == Hop::App { Scheme::HTTP } else { Scheme::HTTPS };
+    convert::for_http2(&mut parts, scheme, || pool.authority());
+    let bodiless = body.is_end_stream();
+    let spare = bodiless.then(|| (parts.clone(), body.emptied()));
+    let safe = parts.method.is_safe();
+    let (response, sender) = match stream.sender.send_request(Request::from_parts(parts.clone(), ()), bodiless) {
+        Ok(sent) => sent,
+        Err(error) => {
+            let again = Some(Request::from_parts(parts, body));
+            return Err(Unanswered { error: into_io(error), unsent: true, again });
+        }
+    };
+    let (used, place) = (stream.used, Arc::new(stream.into_place()));
+    let upload = (!bodiless).then(|| upload(pool, body, sender, &place));
+    let response = response.await.map_err(|error| {
+        let unsent = is_unprocessed(&error);
+        let again = spare.filter(|_| unsent || (safe && used)).map(|(parts, body)| Request::from_parts(parts, body));
+        Unanswered { error: into_io(error), unsent, again }
+    })?;
+    let (parts, stream) = response.into_parts();
+    let data_ended = stream.is_end_stream();
+    let body = FromStream { stream, data_ended, upload, _place: place, _held: Arc::clone(held) };
+    Ok(Answered::Response(Response::from_parts(parts, Received::Stream(Box::new(body)))))
+}
+
+/// An upload; dropped, it ends. It may go on after its response has ended, until the next hop takes no more of it.
+struct Upload(oneshot::Sender<GoOn>);
+
+struct GoOn;
+
+impl FromStream {
+    pub(super) fn has_ended(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    fn let_upload_go_on(&mut self) {
+        if let Some(Upload(upload)) = self.upload.take() {
+            let _ = upload.send(GoOn);
+        }
+    }
+
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if !self.data_ended {
+            if let Some(data) = ready!(self.stream.poll_data(cx)) {
+                let data = data.map_err(into_io)?;
+                let _ = self.stream.flow_control().release_capacity(data.len());
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            self.data_ended = true;
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx)).map_err(into_io)?;
+        self.let_upload_go_on();
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+}
+
+impl Drop for FromStream {
+    fn drop(&mut self) {
+        if self.stream.is_end_stream() {
+            self.let_upload_go_on();
+        }
+    }
+}
+
+/// Sends a request body in a task of its own, for who reads the response may wait with it, and the request must not.
+fn upload(pool: &Arc<Pool>, body: RequestBody, sender: SendStream<Bytes>, place: &Arc<Place>) -> Upload {
+    let (upload, response) = oneshot::channel();
+    let place = Arc::clone(place);
+    pool.lifecycle().spawn(async move {
+        let mut sending = pin!(send_body(body, sender));
+        tokio::select! {
+            () = &mut sending => {}
+            ended = response => if let Ok(GoOn) = ended { sending.await },
+        }
+        drop(place);
+    });
+    Upload(upload)
+}
+
+async fn send_body(mut body: RequestBody, mut sender: SendStream<Bytes>) {
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        // What broke the body was noted where it broke.
+        let Ok(frame) = frame else { return sender.send_reset(Reason::CANCEL) };
+        // An error here means that the next hop takes no more; the response tells why.
+        match frame.into_data() {
+            Ok(data) => {
+                let last = body.is_end_stream();
+                if send_data(&mut sender, data, last).await.is_err() || last {
+                    return;
+                }
+            }
+            Err(frame) => return drop(sender.send_trailers(frame.into_trailers().unwrap_or_default())),
+        }
+    }
+    drop(sender.send_data(Bytes::new(), true));
+}
+
+async fn send_data(sender: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Result<(), h2::Error> {
+    if data.is_empty() && last {
+        return sender.send_data(data, true);
+    }
+    while !data.is_empty() {
+        sender.reserve_capacity(data.len());
+        if sender.capacity() == 0 {
+            match poll_fn(|cx| sender.poll_capacity(cx)).await {
+                Some(granted) => granted?,
+                None => return Err(Reason::CANCEL.into()),
+            };
+            continue;
+        }
+        let piece = data.split_to(sender.capacity().min(data.len()));
+        sender.send_data(piece, last && data.is_empty())?;
+    }
+    Ok(())
+}
