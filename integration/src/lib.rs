@@ -8,6 +8,7 @@ mod mesh;
 pub mod peers;
 mod process;
 pub mod stranger;
+pub mod svid;
 
 pub use countersign_testing::{DEADLINE, PROMPT, eventually, free_address, free_neighbours};
 pub use mesh::{Authority, Mesh, Pair, Service, Sidecar, TRUST_DOMAIN};

@@ -1,0 +1,131 @@
+//! The rows of `requests.txt` and `responses.txt`.
+//!
+//! Columns stand between ` | `. In bytes `\r`, `\n`, `\t`, `\\` and `\xHH` are escapes, and `\<text*1000>` repeats.
+
+/// What has to come of raw bytes, one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The backend sees this request, whole and once, and its answer comes.
+    Passes(Asked),
+    /// The guard refuses.
+    Refused,
+    /// The connection ends without an answer.
+    Closed,
+    /// The client ends its side behind the bytes, and the backend sees nothing whole.
+    Cut,
+}
+
+/// A request, as a backend sees it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) body: String,
+}
+
+/// Raw bytes of a client.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) outcomes: Vec<Outcome>,
+    pub(crate) raw: Vec<u8>,
+    /// Backends that cannot speak of it.
+    not_for: Vec<&'static str>,
+}
+
+/// Raw bytes of an app, in answer to a request.
+pub(crate) struct Reply {
+    pub(crate) name: &'static str,
+    /// The method of the request, and how long its body is.
+    pub(crate) method: &'static str,
+    pub(crate) upload: usize,
+    /// What the caller gets: a status, `cut` behind one that broke off, or `any`.
+    pub(crate) outcome: &'static str,
+    pub(crate) raw: Vec<u8>,
+    /// Whether the app ends the connection behind it.
+    pub(crate) ends: bool,
+}
+
+impl Asked {
+    pub(crate) fn get(target: &str) -> Self {
+        Self { method: "GET".to_owned(), target: target.to_owned(), body: String::new() }
+    }
+
+    /// What a recorder says in `x-seen`.
+    pub(crate) fn seen(&self) -> String {
+        format!("{} {}", self.method, self.target)
+    }
+
+    fn parse(text: &str) -> Self {
+        let (line, body) = text.split_once(" =").unwrap_or((text, ""));
+        let (method, target) = line.split_once(' ').unwrap_or_else(|| panic!("no outcome: {text}"));
+        let body = unescape(body).into_iter().map(char::from).collect();
+        Self { method: method.to_owned(), target: target.to_owned(), body }
+    }
+}
+
+impl Row {
+    pub(crate) fn is_for(&self, backend: &str) -> bool {
+        !self.not_for.contains(&backend)
+    }
+}
+
+pub(crate) fn requests() -> Vec<Row> {
+    let parse = |line: &'static str| {
+        let mut columns = line.splitn(3, " | ");
+        let (name, outcomes, raw) = (columns.next().unwrap(), columns.next().expect(line), columns.next().expect(line));
+        let mut names = name.split(" -");
+        let outcomes = outcomes.split(", ").filter(|outcome| *outcome != "nothing").map(|outcome| match outcome {
+            "400" => Outcome::Refused,
+            "closed" => Outcome::Closed,
+            "cut" => Outcome::Cut,
+            request => Outcome::Passes(Asked::parse(request)),
+        });
+        Row {
+            name: names.next().unwrap(),
+            outcomes: outcomes.collect(),
+            raw: unescape(raw),
+            not_for: names.collect(),
+        }
+    };
+    lines(include_str!("requests.txt")).map(parse).collect()
+}
+
+pub(crate) fn replies() -> Vec<Reply> {
+    let parse = |line: &'static str| {
+        let mut columns = line.splitn(4, " | ");
+        let mut next = || columns.next().expect(line);
+        let (name, asked, outcome, raw) = (next(), next(), next(), next());
+        let (method, upload) = asked.split_once(' ').unwrap_or((asked, "0"));
+        let (raw, ends) = raw.strip_suffix("\\end").map_or((raw, false), |raw| (raw, true));
+        Reply { name, method, upload: upload.parse().unwrap(), outcome, raw: unescape(raw), ends }
+    };
+    lines(include_str!("responses.txt")).map(parse).collect()
+}
+
+fn lines(text: &'static str) -> impl Iterator<Item = &'static str> {
+    text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+fn unescape(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some((plain, escape)) = rest.split_once('\\') {
+        bytes.extend_from_slice(plain.as_bytes());
+        let taken = match escape.as_bytes()[0] {
+            b'r' => (bytes.push(b'\r'), 1).1,
+            b'n' => (bytes.push(b'\n'), 1).1,
+            b't' => (bytes.push(b'\t'), 1).1,
+            b'\\' => (bytes.push(b'\\'), 1).1,
+            b'x' => (bytes.push(u8::from_str_radix(&escape[1..3], 16).unwrap()), 3).1,
+            b'<' => {
+                let (repeated, _) = escape[1..].split_once('>').unwrap();
+                let (unit, times) = repeated.rsplit_once('*').unwrap();
+                (bytes.extend(unescape(unit).repeat(times.parse().unwrap())), repeated.len() + 2).1
+            }
+            _ => panic!("unknown escape in {text}"),
+        };
+        rest = &escape[taken..];
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    bytes
+}
