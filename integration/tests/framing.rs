@@ -21,7 +21,7 @@ use countersign_integration::eventually;
 use ground::Ground;
 use recorders::{Recorder, Seen};
 use rows::{Asked, Outcome, Row, requests};
-use wire::{Client, Pace};
+use wire::{Client, ENDED, Pace};
 
 #[tokio::test]
 async fn nginx_sees_what_was_meant_and_nothing_else() {
@@ -132,7 +132,12 @@ impl Suite {
             }
         }
         if open {
-            meant.push(self.canary(&mut client).await.map_err(|why| format!("same connection: {why}"))?);
+            match self.canary(&mut client).await {
+                Ok(asked) => meant.push(asked),
+                // Behind a refused request whose body was not read to its end.
+                Err(why) if why.starts_with(ENDED) && row.outcomes.last() == Some(&Outcome::Refused) => {}
+                Err(why) => return Err(format!("same connection: {why}")),
+            }
         } else {
             client.ended().await?;
         }

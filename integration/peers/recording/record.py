@@ -17,6 +17,7 @@ class Recorder(http.server.BaseHTTPRequestHandler):
     """Any method will do."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     lock = threading.Lock()
 
     def __getattr__(self, name):
