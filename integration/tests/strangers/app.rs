@@ -1,10 +1,9 @@
 //! What is at the end of every chain: an app that sends back what it got, and tells who it was told the caller is.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use countersign_integration::free_address;
-use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -21,14 +20,15 @@ pub(crate) async fn start() -> SocketAddr {
             let (tcp, _) = listener.accept().await.unwrap();
             tcp.set_nodelay(true).unwrap();
             let server = hyper::server::conn::http1::Builder::new();
-            let service = service_fn(async |request| Ok::<_, Infallible>(answer(request)));
+            let service = service_fn(async |request| Ok::<_, hyper::Error>(answer(request).await?));
             tokio::spawn(async move { server.serve_connection(TokioIo::new(tcp), service).await });
         }
     });
     address
 }
 
-fn answer(request: Request<Incoming>) -> Response<BoxBody<Bytes, hyper::Error>> {
+/// Answers when the request is whole: nginx does not carry long bodies both ways at once.
+async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let (parts, body) = request.into_parts();
     let mut response = Response::builder().header("x-target", format!("{} {}", parts.method, parts.uri));
     for name in ["x-forwarded-client-cert", "x-verified"] {
@@ -36,8 +36,5 @@ fn answer(request: Request<Incoming>) -> Response<BoxBody<Bytes, hyper::Error>> 
             response = response.header("x-caller", value);
         }
     }
-    if let Some(length) = parts.headers.get("content-length") {
-        response = response.header("content-length", length);
-    }
-    response.body(BoxBody::new(body)).unwrap()
+    Ok(response.body(Full::new(body.collect().await?.to_bytes())).unwrap())
 }

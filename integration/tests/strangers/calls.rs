@@ -1,4 +1,4 @@
-//! curl, which plays the app, and in one test the peer.
+//! curl, which plays the app, and in one test the peer; and h2load, for many requests over one HTTP/2 connection.
 
 use std::path::Path;
 use std::process::Command;
@@ -49,4 +49,11 @@ pub(crate) fn try_curl(directory: &Path, arguments: &[&str]) -> Result<Called, S
     let heads = std::fs::read_to_string(heads).unwrap();
     let heads: Vec<_> = heads.split("\r\n\r\n").filter(|head| !head.is_empty()).map(str::to_owned).collect();
     Ok(Called { heads, body: std::fs::read(body).unwrap_or_default(), connections: opened.sum() })
+}
+
+/// Runs h2load; what it says at the end.
+pub(crate) fn h2load(arguments: &[&str]) -> String {
+    let output = Command::new("h2load").args(arguments).output().expect("h2load: run integration/peers/setup");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }

@@ -7,37 +7,37 @@ use countersign_integration::{Mesh, Sidecar, eventually};
 use crate::calls::{curl, try_curl};
 use crate::{Ground, Peer, Speaks, app, envoy, id};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nginx_calls_an_app_behind_the_sidecar() {
     called_by(Peer::Nginx, Speaks::Http1).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn haproxy_calls_an_app_behind_the_sidecar() {
     called_by(Peer::Haproxy, Speaks::Http1).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn haproxy_calls_over_http2() {
     called_by(Peer::Haproxy, Speaks::Http2).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn haproxy_without_alpn_calls_over_http1() {
     called_by(Peer::Haproxy, Speaks::Unsaid).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_calls_an_app_behind_the_sidecar() {
     called_by(Peer::Envoy, Speaks::Http1).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_calls_over_http2() {
     called_by(Peer::Envoy, Speaks::Http2).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_sends_nothing_to_a_sidecar_of_another_name() {
     let ground = Ground::start().await;
     let server = server(&ground).await;
@@ -48,7 +48,7 @@ async fn envoy_sends_nothing_to_a_sidecar_of_another_name() {
     assert_eq!(answer.header("x-target"), None);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn curl_calls_over_http1_and_http2_and_nobody_calls_without_an_svid() {
     let ground = Ground::start().await;
     let server = server(&ground).await;
