@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use countersign_identity::Refusal;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 
 use crate::guard::Refused;
@@ -197,6 +197,7 @@ impl Fault {
         let facts = self.facts();
         let mut text = facts.told.to_owned();
         let mut decision = None;
+        let mut close = false;
         match self {
             Self::Denied(id) => {
                 text.push_str("; decision ");
@@ -204,6 +205,7 @@ impl Fault {
                 decision = HeaderValue::from_str(id).ok();
             }
             Self::Refused(refused) => {
+                close = matches!(refused, Refused::FramingAlias);
                 text.push_str(": ");
                 text.push_str(&refused.to_string());
             }
@@ -214,6 +216,10 @@ impl Fault {
         headers.insert(FAULT, HeaderValue::from_static(facts.blame.as_str()));
         if let Some(decision) = decision {
             headers.insert(DECISION, decision);
+        }
+        // Who wrote it may see the end of its body elsewhere. Of HTTP/2 hyper takes it away.
+        if close {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
