@@ -85,8 +85,9 @@ impl Ground {
     pub(crate) async fn start() -> Self {
         let mut mesh = Mesh::stopped(&[], "1h", RULES);
         // nginx verifies a server by its DNS name, and by nothing else.
-        let workload =
-            |name| format!("  - {{ id: /ns/test/sa/{name}, attest: {{ join_token: {{}} }}, dns: [{name}.test.example] }}\n");
+        let workload = |name| {
+            format!("  - {{ id: /ns/test/sa/{name}, attest: {{ join_token: {{}} }}, dns: [{name}.test.example] }}\n")
+        };
         let workloads: String = ["server", "client", "stranger"].map(workload).concat();
         mesh.authority.write("workloads.yaml", &format!("workloads:\n{workloads}"));
         mesh.authority.start().await;

@@ -218,7 +218,8 @@ impl Script {
                 continue;
             };
             let head = String::from_utf8_lossy(&received[..end]).into_owned();
-            let length = head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            let length =
+                head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
             let length: usize = length.unwrap_or(0);
             if head.split(' ').nth(1) == Some("/case") {
                 let (raw, ends) = self.reply.lock().unwrap().clone();
@@ -235,7 +236,8 @@ impl Script {
             received.drain(..end + 4 + length);
             if head.split(' ').nth(1) != Some("/case") {
                 let seen = head.lines().next().unwrap().trim_end_matches(" HTTP/1.1");
-                let answer = format!("HTTP/1.1 200 OK\r\nx-seen: {seen}\r\nContent-Length: {}\r\n\r\n{seen}", seen.len());
+                let answer =
+                    format!("HTTP/1.1 200 OK\r\nx-seen: {seen}\r\nContent-Length: {}\r\n\r\n{seen}", seen.len());
                 tcp.write_all(answer.as_bytes()).await?;
             }
         }

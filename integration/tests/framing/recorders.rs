@@ -49,8 +49,9 @@ impl Recorder {
             "haproxy" => {
                 let behind = free_address();
                 let recorder = python(directory, behind, &log).await;
-                let sections =
-                    format!("frontend in\n    bind {address}\n    default_backend out\nbackend out\n    server out {behind}");
+                let sections = format!(
+                    "frontend in\n    bind {address}\n    default_backend out\nbackend out\n    server out {behind}"
+                );
                 vec![peers::haproxy(directory, &sections, address).await, recorder]
             }
             "node" => {

@@ -80,12 +80,7 @@ pub(crate) fn requests() -> Vec<Row> {
             "cut" => Outcome::Cut,
             request => Outcome::Passes(Asked::parse(request)),
         });
-        Row {
-            name: names.next().unwrap(),
-            outcomes: outcomes.collect(),
-            raw: unescape(raw),
-            not_for: names.collect(),
-        }
+        Row { name: names.next().unwrap(), outcomes: outcomes.collect(), raw: unescape(raw), not_for: names.collect() }
     };
     lines(include_str!("requests.txt")).map(parse).collect()
 }

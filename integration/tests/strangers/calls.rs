@@ -38,7 +38,16 @@ pub(crate) fn try_curl(directory: &Path, arguments: &[&str]) -> Result<Called, S
     let (heads, body) = (directory.join("curl.heads"), directory.join("curl.body"));
     let _ = std::fs::remove_file(&body);
     let mut command = Command::new("curl");
-    command.args(["-sS", "--max-time", "60", "--path-as-is", "-H", "Expect:", "-w", "%{stderr}opened %{num_connects}\n"]);
+    command.args([
+        "-sS",
+        "--max-time",
+        "60",
+        "--path-as-is",
+        "-H",
+        "Expect:",
+        "-w",
+        "%{stderr}opened %{num_connects}\n",
+    ]);
     command.arg("-D").arg(&heads).arg("-o").arg(&body).args(arguments);
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

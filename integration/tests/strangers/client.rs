@@ -55,7 +55,8 @@ async fn curl_calls_over_http1_and_http2_and_nobody_calls_without_an_svid() {
     let (directory, svid) = (ground.mesh.path(""), &ground.svid);
     let (chain, key, bundle) = (svid.chain(), svid.key(), svid.bundle());
     let port = server.service.inbound.port();
-    let (origin, resolve) = (format!("https://server.test.example:{port}"), format!("server.test.example:{port}:127.0.0.1"));
+    let (origin, resolve) =
+        (format!("https://server.test.example:{port}"), format!("server.test.example:{port}:127.0.0.1"));
     let tls = ["--tlsv1.3", "--resolve", &resolve, "--cacert", &bundle];
     let shown = [&tls[..], &["--cert", &chain, "--key", &key]].concat();
     for version in ["--http1.1", "--http2"] {
@@ -89,14 +90,22 @@ async fn calls(directory: &Path, origin: &str, how: &[&str], server: &Sidecar) {
     let url = |path: &str| format!("{origin}{path}");
 
     let answer = call(&["-H", "X-Forwarded-Client-Cert: URI=spiffe://evil/x", &url("/open/page?x=1")]);
-    assert_eq!((answer.status(), answer.header("x-target").as_deref()), (200, Some("GET /open/page?x=1")), "{answer:?}");
+    assert_eq!(
+        (answer.status(), answer.header("x-target").as_deref()),
+        (200, Some("GET /open/page?x=1")),
+        "{answer:?}"
+    );
     let caller = answer.header("x-caller").unwrap();
     assert!(caller.starts_with(&format!("By={};Hash=", id("server"))), "{caller}");
     assert!(caller.ends_with(&format!(";URI={}", id("stranger"))) && !caller.contains("evil"), "{caller}");
 
     for (path, method) in [("/closed", "GET"), ("/open/x", "DELETE")] {
         let denied = call(&["-X", method, &url(path)]);
-        assert_eq!((denied.status(), denied.header("x-countersign-fault").as_deref()), (403, Some("policy")), "{denied:?}");
+        assert_eq!(
+            (denied.status(), denied.header("x-countersign-fault").as_deref()),
+            (403, Some("policy")),
+            "{denied:?}"
+        );
         let decision = denied.header("x-countersign-decision").unwrap();
         let decisions = server.json("/decisions").await.to_string();
         assert!(decisions.contains(&decision) && decisions.contains(&id("stranger")), "{decision}: {decisions}");
