@@ -9,7 +9,9 @@ pub mod peers;
 mod process;
 pub mod stranger;
 pub mod svid;
+mod through;
 
 pub use countersign_testing::{DEADLINE, PROMPT, eventually, free_address, free_neighbours};
 pub use mesh::{Authority, Mesh, Pair, Service, Sidecar, TRUST_DOMAIN};
 pub use process::{Process, binary, run};
+pub use through::{Through, done, serve};
