@@ -1,0 +1,113 @@
+//! WebSocket through a pair of sidecars, with Python's websockets on both ends; and what an upgraded connection is below
+//! that, bytes both ways of which each half ends by itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use std::time::Duration;
+
+use countersign_integration::{Through, done, eventually, free_address, serve};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+const CASES: [&str; 8] = [
+    "text_and_binary",
+    "sixteen_megabytes",
+    "extensions_and_subprotocols_are_agreed",
+    "fragments_up_and_down",
+    "pings_both_ways",
+    "close_codes_from_the_client",
+    "close_codes_from_the_server",
+    "two_hundred_at_once",
+];
+
+#[tokio::test]
+async fn messages_pings_and_closes_pass_both_ways() {
+    let directory = tempfile::tempdir().unwrap();
+    let (app, address) = serve("websocket/server.py", &[], &directory.path().join("log")).await;
+    let pair = Through::start(address, "http").await;
+    done("websocket/client.py", &[&format!("ws://{}", pair.upstream)], &CASES);
+    // Twice each: once by the client's word, once by the server's own.
+    for closed in ["1000 done", "1001 going away", "4000 of our own", "4999 last, caf\u{e9}"] {
+        eventually("the server saw the connections end", async || {
+            let log = app.log();
+            let seen = log.lines().filter(|line| *line == format!("closed {closed}")).count();
+            if seen == 2 { Ok(()) } else { Err(format!("{closed}: {seen} times in {log}")) }
+        })
+        .await;
+    }
+}
+
+/// Both ends of a connection that was upgraded to a protocol nobody knows; `first` comes right behind the answer.
+async fn upgraded(first: &[u8]) -> (Through, TcpStream, TcpStream) {
+    let app = free_address();
+    let listener = TcpListener::bind(app).await.unwrap();
+    let pair = Through::start(app, "http").await;
+    let mut client = TcpStream::connect(pair.upstream).await.unwrap();
+    let request = format!("GET / HTTP/1.1\r\nhost: {}\r\nconnection: upgrade\r\nupgrade: raw\r\n\r\n", pair.upstream);
+    client.write_all(request.as_bytes()).await.unwrap();
+
+    let mut server = listener.accept().await.unwrap().0;
+    let asked = head(&mut server).await.to_lowercase();
+    assert!(asked.contains("upgrade: raw\r\n") && asked.contains("connection: upgrade\r\n"), "{asked}");
+    let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: raw\r\n\r\n";
+    server.write_all(&[answer, first].concat()).await.unwrap();
+    let answered = head(&mut client).await.to_lowercase();
+    assert!(answered.starts_with("http/1.1 101 ") && answered.contains("upgrade: raw\r\n"), "{answered}");
+    (pair, client, server)
+}
+
+/// Reads up to the empty line and not a byte further.
+async fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let read = timeout(PATIENCE, stream.read_u8()).await;
+        head.push(read.expect("the head has no end").unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+async fn to_end(stream: &mut TcpStream) -> Vec<u8> {
+    let mut read = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut read)).await.expect("no end came").unwrap();
+    read
+}
+
+#[tokio::test]
+async fn after_the_client_has_ended_its_half_the_server_can_go_on() {
+    let (_pair, mut client, mut server) = upgraded(b"").await;
+    client.write_all(b"question").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(to_end(&mut server).await, b"question");
+    let answer = vec![7; 1 << 20];
+    let (sent, arrived) = tokio::join!(
+        async {
+            server.write_all(&answer).await?;
+            server.shutdown().await
+        },
+        to_end(&mut client)
+    );
+    sent.unwrap();
+    assert!(arrived == answer, "{} bytes arrived", arrived.len());
+}
+
+#[tokio::test]
+async fn after_the_server_has_ended_its_half_the_client_can_go_on() {
+    let (_pair, mut client, mut server) = upgraded(b"spoken right away").await;
+    server.shutdown().await.unwrap();
+    assert_eq!(to_end(&mut client).await, b"spoken right away");
+    client.write_all(b"still here").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(to_end(&mut server).await, b"still here");
+}
+
+#[tokio::test]
+async fn an_end_without_a_closing_frame_reaches_the_other_side() {
+    let (_pair, client, mut server) = upgraded(b"").await;
+    drop(client);
+    assert_eq!(to_end(&mut server).await, b"");
+    let (_pair, mut client, server) = upgraded(b"").await;
+    drop(server);
+    assert_eq!(to_end(&mut client).await, b"");
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
