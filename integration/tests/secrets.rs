@@ -7,9 +7,14 @@ use std::time::{Duration, Instant};
 use countersign_integration::{Mesh, Process, Sidecar, eventually, free_address, peers};
 
 async fn put(bao: SocketAddr, path: &str, json: &str) {
-    let request = reqwest::Client::new().post(format!("http://{bao}/v1/secret/data/{path}"));
-    let response = request.header("X-Vault-Token", "root").body(format!("{{\"data\":{json}}}")).send().await.unwrap();
-    assert!(response.status().is_success(), "{}", response.text().await.unwrap());
+    // A new server takes a moment until its versioned store is ready, and says so.
+    eventually("the store takes a secret", async || {
+        let request = reqwest::Client::new().post(format!("http://{bao}/v1/secret/data/{path}"));
+        let request = request.header("X-Vault-Token", "root").body(format!("{{\"data\":{json}}}"));
+        let response = request.send().await.unwrap();
+        if response.status().is_success() { Ok(()) } else { Err(response.text().await.unwrap()) }
+    })
+    .await;
 }
 
 struct World {
