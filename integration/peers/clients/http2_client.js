@@ -88,6 +88,22 @@ const cases = {
     const values = headers.filter((_, at) => headers[at - 1]?.toLowerCase() === 'cookie' && at % 2 === 1);
     assert.deepEqual(values, ['a=1; b=2; c=3']);
   },
+  // A body may be whole before its end is told. The server has its length, and answers; the stream stays until then.
+  async a_late_end_of_the_body_is_waited_for() {
+    for (const body of ['body', '']) {
+      const head = { ':path': '/echo', ':method': 'POST', 'content-length': body.length };
+      const stream = session.request(head, { endStream: false });
+      const ended = new Promise((resolve, reject) => stream.on('end', resolve).on('error', reject));
+      let got = '';
+      stream.setEncoding('utf8').on('data', (text) => (got += text));
+      if (body !== '') stream.write(body);
+      await ended;
+      // Whatever was sent behind the answer is here before the pong is.
+      await new Promise((resolve, reject) => session.ping((error) => (error ? reject(error) : resolve())));
+      assert.deepEqual([got, stream.closed || stream.destroyed], [body, false]);
+      await new Promise((resolve) => stream.on('close', resolve).end());
+    }
+  },
   // The other streams of the session go on.
   async reset_reaches_the_server() {
     await new Promise((resolve, reject) => {

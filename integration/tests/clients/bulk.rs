@@ -33,7 +33,7 @@ async fn up_and_down(version: &str, size: u64) {
     up(&echo, version, size);
     down(&echo, version, size);
     for (sidecar, before) in sidecars.into_iter().zip(before) {
-        let grown = peak(&sidecar.process) - before;
+        let grown = peak(&sidecar.process).saturating_sub(before);
         assert!(grown < GROWTH, "{} grew by {grown} bytes, {version}", sidecar.service.name);
     }
 }

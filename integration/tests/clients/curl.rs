@@ -155,7 +155,8 @@ async fn http_1_0_is_answered_without_chunks_and_with_the_end_of_the_connection(
 #[tokio::test]
 async fn header_names_values_and_repeats_reach_the_server() {
     let echo = Echo::start().await;
-    let sent = ["X-Repeated: one", "X-Repeated: two", "X-Empty;", "X-Latin: caf\u{e9}", "X_Under: 1", "Range: bytes=0-1"];
+    let sent =
+        ["X-Repeated: one", "X-Repeated: two", "X-Empty;", "X-Latin: caf\u{e9}", "X_Under: 1", "Range: bytes=0-1"];
     for (version, _) in VERSIONS {
         let arguments: Vec<_> = sent.iter().flat_map(|header| ["-H", *header]).collect();
         let seen = seen(&[&[version, &echo.url("/seen/x")], &arguments[..]].concat());

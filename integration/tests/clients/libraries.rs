@@ -33,6 +33,12 @@ async fn python_httpx_does_all_that_it_can_in_both_versions() {
 #[tokio::test]
 async fn node_http2_does_all_that_it_can() {
     let echo = Echo::start().await;
-    let own = ["trailers_of_a_response", "trailers_of_a_request", "cookies_are_one_header", "reset_reaches_the_server"];
+    let own = [
+        "trailers_of_a_response",
+        "trailers_of_a_request",
+        "cookies_are_one_header",
+        "a_late_end_of_the_body_is_waited_for",
+        "reset_reaches_the_server",
+    ];
     done("clients/http2_client.js", &[&echo.url("")], &[&COMMON[..], &own].concat());
 }

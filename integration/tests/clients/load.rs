@@ -44,7 +44,8 @@ async fn nghttp_gets_posts_and_sees_trailers() {
 async fn wrk_counts_no_error() {
     let echo = Echo::start().await;
     let told = run("wrk", &["-t1", "-c16", "-d2s", "--timeout", "10s", &echo.url("/cookie")]);
-    let requests: u64 = told.lines().find_map(|line| line.split_once(" requests in ")).unwrap().0.trim().parse().unwrap();
+    let requests: u64 =
+        told.lines().find_map(|line| line.split_once(" requests in ")).unwrap().0.trim().parse().unwrap();
     assert!(requests > 0, "{told}");
     // wrk adds these lines only when there is something to say.
     assert!(!told.contains("Socket errors") && !told.contains("Non-2xx"), "{told}");
