@@ -11,7 +11,7 @@ use super::Echo;
 
 const MIB: u64 = 1 << 20;
 /// What a sidecar may take more while a body passes: a few buffers of each connection, and what the allocator keeps.
-const GROWTH: u64 = 32 * MIB;
+const GROWTH: u64 = 16 * MIB;
 
 #[tokio::test]
 async fn a_gigabyte_up_and_a_gigabyte_down_over_http1_in_bounded_memory() {
