@@ -59,10 +59,10 @@ async fn deadlines_codes_and_many_calls_pass() {
 #[tokio::test]
 async fn a_call_that_the_client_gives_up_is_given_up_at_the_server() {
     let interop = Interop::start().await;
-    client(&interop.pair, &["cancel_after_first_response"]);
+    client(&interop.pair, &["cancel_while_the_server_streams"]);
     eventually("the server knows that the call was cancelled", async || {
         let log = interop.app.log();
-        if log.contains("cancelled FullDuplexCall") { Ok(()) } else { Err(log) }
+        if log.contains("cancelled StreamingOutputCall") { Ok(()) } else { Err(log) }
     })
     .await;
 }

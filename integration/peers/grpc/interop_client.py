@@ -120,6 +120,15 @@ def a_thousand_calls_on_one_channel(stub):
     assert all(call.result().payload.body == bytes(1000) for call in calls)
 
 
+def cancel_while_the_server_streams(stub):
+    # A minute of responses.
+    parameters = [messages.ResponseParameters(size=10, interval_us=100_000)] * 600
+    call = stub.StreamingOutputCall(messages.StreamingOutputCallRequest(response_parameters=parameters))
+    assert next(call).payload.body == bytes(10)
+    call.cancel()
+    fails(grpc.StatusCode.CANCELLED, lambda: next(call))
+
+
 def all_codes_pass(stub):
     for code in grpc.StatusCode:
         if code != grpc.StatusCode.OK:

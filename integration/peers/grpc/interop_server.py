@@ -3,13 +3,13 @@
     interop_server.py PORT
 
 It is what doc/interop-test-descriptions.md of grpc/grpc asks of a server, for the calls in interop.proto. For tests that
-look at what it saw, it prints a line for each call that its caller gave up (`cancelled METHOD`), and tells the time that
-a call has left as initial metadata, `x-time-left-ms`.
+look at what it saw, it prints `cancelled StreamingOutputCall` if such a call was over before it was answered, and tells
+the time that a call has left as initial metadata, `x-time-left-ms`.
 """
 
-import contextlib
 import os
 import sys
+import threading
 import time
 from concurrent import futures
 
@@ -34,30 +34,26 @@ class TestService(services.TestServiceServicer):
         return messages.SimpleResponse(payload=zeros(request.response_size))
 
     def StreamingOutputCall(self, request, context):
+        answered = threading.Event()
+
+        def over():
+            if not answered.is_set():
+                print("cancelled StreamingOutputCall", flush=True)
+
+        context.add_callback(over)
         echo_metadata(context)
         yield from responses(request)
+        answered.set()
 
     def StreamingInputCall(self, requests, context):
-        with watched("StreamingInputCall", context):
-            size = sum(len(request.payload.body) for request in requests)
-            return messages.StreamingInputCallResponse(aggregated_payload_size=size)
+        size = sum(len(request.payload.body) for request in requests)
+        return messages.StreamingInputCallResponse(aggregated_payload_size=size)
 
     def FullDuplexCall(self, requests, context):
-        with watched("FullDuplexCall", context):
-            echo_metadata(context)
-            for request in requests:
-                echo_status(request, context)
-                yield from responses(request)
-
-
-@contextlib.contextmanager
-def watched(method, context):
-    try:
-        yield
-    finally:
-        # Not answered yet, so it can only have been given up.
-        if not context.is_active():
-            print("cancelled", method, flush=True)
+        echo_metadata(context)
+        for request in requests:
+            echo_status(request, context)
+            yield from responses(request)
 
 
 def responses(request):
