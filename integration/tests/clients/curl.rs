@@ -117,6 +117,17 @@ async fn curl_waits_for_100_continue_and_gets_it() {
 }
 
 #[tokio::test]
+async fn who_asks_before_it_sends_a_body_hears_the_refusal_and_sends_none() {
+    let echo = Echo::start().await;
+    let asking = ["-v", "-X", "POST", "-H", "Expect: 100-continue", "--data-binary", "@-"];
+    let refused =
+        run(&[&["--http1.1", "-w", "%{http_code}", &echo.url("/refused")], &asking[..]].concat(), &bytes(1 << 20));
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(!told.contains("100 Continue"), "{told}");
+    assert_eq!(String::from_utf8_lossy(&refused.stdout), "too large\n413");
+}
+
+#[tokio::test]
 async fn paths_and_queries_reach_the_server_as_they_were_written() {
     let echo = Echo::start().await;
     let targets = [
