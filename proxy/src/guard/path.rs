@@ -46,12 +46,16 @@ fn encoded(rest: &[u8]) -> Result<&[u8], Ambiguous> {
         byte if byte.is_ascii_alphanumeric() => Err(Ambiguous::EncodedUnreserved),
         0..=0x7f => Ok(after),
         // Overlong forms hide slashes and dots (%c0%af).
-        lead => character(lead, after).ok_or(Ambiguous::EncodedUtf8),
+        lead => match character(lead, after).ok_or(Ambiguous::EncodedUtf8)? {
+            // To whoever normalises Unicode in any form they are `;`, a grave accent and `K`; no other is ASCII to all.
+            ('\u{37e}' | '\u{1fef}' | '\u{212a}', _) => Err(Ambiguous::EncodedEquivalent),
+            (_, after) => Ok(after),
+        },
     }
 }
 
 /// Takes the rest of the UTF-8 character that `lead` begins.
-fn character(lead: u8, mut rest: &[u8]) -> Option<&[u8]> {
+fn character(lead: u8, mut rest: &[u8]) -> Option<(char, &[u8])> {
     let mut character = [lead, 0, 0, 0];
     let length = match lead {
         0xc2..=0xdf => 2,
@@ -62,8 +66,8 @@ fn character(lead: u8, mut rest: &[u8]) -> Option<&[u8]> {
     for place in character.iter_mut().take(length).skip(1) {
         (*place, rest) = octet(rest)?;
     }
-    str::from_utf8(character.get(..length)?).ok()?;
-    Some(rest)
+    let character = str::from_utf8(character.get(..length)?).ok()?.chars().next()?;
+    Some((character, rest))
 }
 
 /// The octet that `%XX` at the beginning of `rest` stands for, and what follows.
@@ -191,6 +195,9 @@ mod tests {
             ("/%80", EncodedUtf8),
             ("/%ff", EncodedUtf8),
             ("/%ed%a0%80", EncodedUtf8),
+            ("/..%CD%BE/a", EncodedEquivalent),
+            ("/%e1%bf%af", EncodedEquivalent),
+            ("/%E2%84%AA", EncodedEquivalent),
         ] {
             assert_eq!(check(target), Err(reason), "{target}");
         }

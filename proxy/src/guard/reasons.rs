@@ -133,6 +133,7 @@ reasons! {
         EncodedDot = "encoded_dot": "the path has a percent-encoded dot",
         EncodedControl = "encoded_control": "the path has a percent-encoded control byte",
         EncodedUnreserved = "encoded_unreserved": "the path has a percent-encoded letter, digit, -, _ or ~",
+        EncodedEquivalent = "encoded_equivalent": "the path has a percent-encoded character that Unicode takes for an ASCII one",
         EncodedUtf8 = "encoded_utf8": "the percent-encoded bytes of the path are not UTF-8",
     }
 }
