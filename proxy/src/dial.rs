@@ -43,7 +43,9 @@ pub(crate) struct Secured {
     pub(crate) identity: Arc<Identity>,
     /// What the handshake agreed on.
     pub(crate) tls: TlsFacts,
-    /// Whether HTTP/2 was agreed on.
+    /// Whether a protocol was agreed on.
+    pub(crate) agreed: bool,
+    /// Whether it is HTTP/2.
     pub(crate) http2: bool,
     /// Its bytes.
     pub(crate) traffic: Arc<Traffic>,
@@ -164,9 +166,10 @@ async fn handshake(
         Fault::WrongPeer(refusal)
     })?;
     let tls = facts(connection);
-    let http2 = connection.alpn_protocol() == Some(b"h2");
+    let alpn = connection.alpn_protocol();
+    let (agreed, http2) = (alpn.is_some(), alpn == Some(b"h2"));
     listener.metrics.handshake(&tls);
-    Ok(Secured { stream, remote, peer, identity: Arc::clone(identity), tls, http2, traffic })
+    Ok(Secured { stream, remote, peer, identity: Arc::clone(identity), tls, agreed, http2, traffic })
 }
 
 /// Whether the other end said that it speaks none of the protocols offered (RFC 7301, section 3.2).

@@ -319,13 +319,12 @@ fn written(response: &Response<AnswerBody>, is_head: bool, close: bool) -> Bytes
 async fn close<T: AsyncRead + AsyncWrite + Unpin>(caller: &mut Caller<T>) {
     let _ = tokio::time::timeout(LINGER, async {
         caller.io.shutdown().await?;
-        for _ in 0..DISCARDED {
+        loop {
             caller.input.clear();
             if poll_fn(|cx| caller.input.poll_fill(&mut caller.io, cx)).await? == 0 {
-                break;
+                return Ok::<_, std::io::Error>(());
             }
         }
-        Ok::<_, std::io::Error>(())
     })
     .await;
 }
@@ -333,6 +332,5 @@ async fn close<T: AsyncRead + AsyncWrite + Unpin>(caller: &mut Caller<T>) {
 /// How often a request goes over another connection where one was dead.
 const MOST_ATTEMPTS: u32 = 3;
 
-/// How long an ended connection is read from, and how many times.
+/// How long an ended connection is read from.
 const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
-const DISCARDED: usize = 32;

@@ -65,6 +65,7 @@ pub(crate) struct Mesh {
     workload: Workload,
     http1: ClientTls,
     http2: ClientTls,
+    either: ClientTls,
     /// Nothing but HTTP/2 will do.
     grpc: bool,
 }
@@ -81,8 +82,8 @@ pub(crate) struct Turn(Arc<Pool>);
 impl Target {
     /// Another workload, spoken to in `protocol`.
     pub(crate) fn mesh(workload: Workload, protocol: Protocol) -> Self {
-        let (http1, http2) = (workload.tls(Alpn::Http1), workload.tls(Alpn::Http2));
-        Self::Mesh(Box::new(Mesh { workload, http1, http2, grpc: protocol == Protocol::Grpc }))
+        let [http1, http2, either] = [Alpn::Http1, Alpn::Http2, Alpn::Http].map(|alpn| workload.tls(alpn));
+        Self::Mesh(Box::new(Mesh { workload, http1, http2, either, grpc: protocol == Protocol::Grpc }))
     }
 }
 
@@ -182,9 +183,19 @@ impl Pool {
         self.way().await
     }
 
+    /// A link, whatever else there is: for a request that HTTP/2 cannot carry as it is meant.
+    pub(crate) async fn link(self: &Arc<Self>) -> Result<Way, Fault> {
+        let free = if self.has_links() { self.free_link(self.identity().as_ref()) } else { None };
+        match free {
+            Some(link) => Ok(Way::Link(link)),
+            None => self.another().await,
+        }
+    }
+
     /// Gives a link to who waits, or keeps it for the next request.
     pub(crate) fn give_back(self: &Arc<Self>, mut link: Link) {
-        if link.patience.is_zero() {
+        // One that says more than it was asked is of no use: who comes next would take it for an answer.
+        if link.patience.is_zero() || !link.is_quiet() {
             return;
         }
         link.used = true;

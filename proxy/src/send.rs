@@ -42,7 +42,8 @@ struct Unanswered {
 /// What went wrong, as the caller will hear of it.
 pub(crate) async fn send(pool: &Arc<Pool>, mut request: Request<RequestBody>) -> Result<Answered, Fault> {
     let turn = Arc::new(pool.enter());
-    let mut way = pool.way().await?;
+    // Over HTTP/2 a server of ours cannot say that it wants the body.
+    let mut way = if over_link::waits_for_consent(&request) { pool.link().await? } else { pool.way().await? };
     let mut attempts = 1;
     loop {
         let sent = match way {

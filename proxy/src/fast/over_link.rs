@@ -201,11 +201,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> OverLink<'_, T> {
     /// The response: its head, then its body as it comes.
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         loop {
-            while !self.down.starved && self.down.cleared == 0 && !self.has_ended() {
+            // What is put together must find room, or it would be cut short.
+            let fit = |down: &Down| !down.starved && down.cleared == 0 && down.out.room() >= HEADROOM;
+            while fit(&self.down) && !self.has_ended() {
                 self.take_in()?;
-                if self.down.out.room() < HEADROOM {
-                    break;
-                }
             }
             let Self { exchange: Exchange { caller, ticket, .. }, down, .. } = self;
             if !down.out.is_empty() {
@@ -268,7 +267,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> OverLink<'_, T> {
             }
             Step::Pass(count) => down.cleared = count,
             Step::Wrap(count) => {
-                let count = count.min(down.out.room().saturating_sub(CHUNK));
+                let count = count.min(down.out.room() - CHUNK);
                 down.out.push(format!("{count:x}\r\n").as_bytes());
                 down.out.push(down.input.bytes().get(..count).unwrap_or_default());
                 down.out.push(b"\r\n");
@@ -325,5 +324,5 @@ impl<T: AsyncRead + AsyncWrite + Unpin> OverLink<'_, T> {
 /// Room for the frame of a chunk.
 const CHUNK: usize = 16;
 
-/// With less room than this it is time to write.
-const HEADROOM: usize = 8 << 10;
+/// With less room than this it is time to write: the longest trailers, and more, must fit.
+const HEADROOM: usize = 10 << 10;

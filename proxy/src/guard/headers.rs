@@ -122,8 +122,10 @@ fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     }
 }
 
+/// Each by itself: one that is no text takes no other with it.
 fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
-    value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|token| !token.is_empty())
+    let tokens = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    tokens.filter_map(|token| str::from_utf8(token).ok()).filter(|token| !token.is_empty())
 }
 
 /// Whether `name` is `plain` to a server that takes `_` for `-`.

@@ -64,7 +64,7 @@ impl From<response::Body> for Body {
         match body {
             response::Body::None => Self::Ended,
             response::Body::Length(length) => Self::Length(length),
-            response::Body::Chunked => Self::Chunked(Box::default()),
+            response::Body::Chunked => Self::Chunked(Box::new(Chunked::of_response())),
             response::Body::Rest => Self::Rest,
         }
     }

@@ -6,7 +6,7 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 
-use super::response::{Asked, Body};
+use super::response::{Asked, Body, may_be_framed};
 use crate::buffer::Buffer;
 use crate::guard::headers;
 
@@ -124,7 +124,7 @@ pub(crate) fn write_response(
         Some(length) => Body::Length(length),
         None => Body::Chunked,
     };
-    if let Some(length) = length.or((ended && !bare).then_some(0)) {
+    if let Some(length) = length.filter(|_| may_be_framed(status)).or((ended && !bare).then_some(0)) {
         out.push(b"content-length: ");
         out.push_number(length);
         out.push(b"\r\n");

@@ -40,6 +40,6 @@ impl<'a> Lines<'a> {
 }
 
 /// Where `part` begins in `whole`, of which it is a part.
-fn offset(whole: &[u8], part: &[u8]) -> usize {
+pub(super) fn offset(whole: &[u8], part: &[u8]) -> usize {
     (part.as_ptr() as usize).saturating_sub(whole.as_ptr() as usize).min(whole.len())
 }

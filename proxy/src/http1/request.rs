@@ -5,7 +5,7 @@
 
 use http::{HeaderValue, Method};
 
-use super::lines::Lines;
+use super::lines::{Lines, offset};
 use crate::buffer::{Buffer, SIZE};
 use crate::guard::framing::head::{Body, take_plain};
 use crate::guard::{self, HeadLimits, headers};
@@ -102,14 +102,17 @@ fn write(
         let mut skip = |out: &mut Buffer| lines.skip(header, headers.peek().copied(), end, out);
         match Meaning::of(name) {
             Meaning::EndToEnd => {}
+            Meaning::Host | Meaning::ContentLength | Meaning::TransferEncoding if !is_plainly_spaced(head, name) => {
+                return None;
+            }
             Meaning::Host if guard::is_authority(value) => said.hosts += 1,
             Meaning::Connection if value.eq_ignore_ascii_case(b"keep-alive") => skip(out),
             Meaning::Connection if value.eq_ignore_ascii_case(b"close") => {
                 said.close = true;
                 skip(out);
             }
-            // The guard has seen that it is `chunked`, and the body is passed on as it is.
-            Meaning::TransferEncoding => {}
+            // The guard has seen that they hold, and the body is passed on as it is.
+            Meaning::ContentLength | Meaning::TransferEncoding => {}
             Meaning::Te if value.eq_ignore_ascii_case(b"trailers") => {}
             Meaning::ContentType => said.as_grpc = crate::fault::is_grpc_type(value),
             Meaning::Dropped => skip(out),
@@ -129,11 +132,19 @@ fn write(
     Some(said)
 }
 
+/// Whether no tab stands around the value of the header `name`, which is a part of `head`: nginx and others take one
+/// for a part of the value, and a `chunked` or a length that they do not know is no framing to them.
+fn is_plainly_spaced(head: &[u8], name: &str) -> bool {
+    let line = head.get(offset(head, name.as_bytes())..).unwrap_or_default();
+    line.iter().take_while(|byte| **byte != b'\r').all(|byte| *byte != b'\t')
+}
+
 /// What a header is to this hop.
 enum Meaning {
     EndToEnd,
     Host,
     Connection,
+    ContentLength,
     TransferEncoding,
     Te,
     ContentType,
@@ -151,6 +162,7 @@ impl Meaning {
             Some(b'h') if is("host") => Self::Host,
             Some(b'c') if is("connection") => Self::Connection,
             Some(b'c') if is("content-type") => Self::ContentType,
+            Some(b'c') if is("content-length") => Self::ContentLength,
             Some(b't') if is("transfer-encoding") => Self::TransferEncoding,
             Some(b't') if is("te") => Self::Te,
             Some(b'e') if is("expect") => Self::Unusual,

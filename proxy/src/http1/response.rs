@@ -62,7 +62,7 @@ pub(crate) fn read_headers(bytes: &[u8], asked: &Asked) -> Result<Option<(Head, 
             let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| MALFORMED)?;
             headers.append(name, HeaderValue::from_bytes(header.value).map_err(|_| MALFORMED)?);
         }
-        if let Some(length) = said.length.filter(|_| !said.chunked) {
+        if let Some(length) = said.length.filter(|_| !said.chunked && may_be_framed(head.status)) {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
         Ok::<_, &'static str>(headers)
@@ -140,18 +140,24 @@ fn write(
     if strict {
         lines.copy_to(end, out);
     }
-    if let Some(length) = said.length.filter(|_| !said.chunked) {
+    let framed = may_be_framed(status);
+    if let Some(length) = said.length.filter(|_| framed && !said.chunked) {
         out.push(b"content-length: ");
         out.push_number(length);
         out.push(b"\r\n");
     }
-    if matches!(head.body, Body::Chunked | Body::Rest) || (said.chunked && asked.is_head) {
+    if matches!(head.body, Body::Chunked | Body::Rest) || (said.chunked && asked.is_head && framed) {
         out.push(b"transfer-encoding: chunked\r\n");
     }
     if asked.close && !status.is_informational() {
         out.push(b"connection: close\r\n");
     }
     out.push(b"\r\n");
+}
+
+/// Whether a response of this status may say how long it is (RFC 9110, section 8.6; RFC 9112, section 6.1).
+pub(super) fn may_be_framed(status: StatusCode) -> bool {
+    !status.is_informational() && status != StatusCode::NO_CONTENT
 }
 
 /// Whether every line ends in CRLF, so that lines may be passed on as they are. Applications need not be strict.
@@ -184,9 +190,13 @@ impl<'a> Said<'a> {
                 if said.chunked || !value.eq_ignore_ascii_case(b"chunked") {
                     return Err("its transfer encoding is not chunked alone");
                 }
+                // Its sender may not know what it says (RFC 9112, section 6.1).
+                if response.version != Some(1) {
+                    return Err("HTTP/1.0 has no transfer encoding");
+                }
                 said.chunked = true;
             } else if name.eq_ignore_ascii_case("connection") {
-                said.connection(str::from_utf8(value).unwrap_or_default());
+                said.connection(value);
             } else if name.eq_ignore_ascii_case("keep-alive") {
                 said.patience = keep_alive::patience(value);
             }
@@ -204,8 +214,9 @@ impl<'a> Said<'a> {
         !for_this_hop
     }
 
-    fn connection(&mut self, value: &'a str) {
-        for option in value.split(',').map(str::trim).filter(|option| !option.is_empty()) {
+    fn connection(&mut self, value: &'a [u8]) {
+        let options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        for option in options.filter_map(|option| str::from_utf8(option).ok()).filter(|option| !option.is_empty()) {
             if option.eq_ignore_ascii_case("close") {
                 self.close = true;
             } else if !option.eq_ignore_ascii_case("keep-alive") && !headers::keeps(&option.to_ascii_lowercase()) {

@@ -26,6 +26,8 @@ pub(super) struct Free {
     /// When the next hop was found not to speak HTTP/1.1, or HTTP/2.
     refused_http1: Option<Instant>,
     refused_http2: Option<Instant>,
+    /// When the next hop was found to choose no protocol where it had the choice.
+    no_alpn: Option<Instant>,
 }
 
 impl Free {
@@ -107,6 +109,15 @@ impl Free {
     pub(super) fn refused(&mut self, http2: bool) {
         let refused = if http2 { &mut self.refused_http2 } else { &mut self.refused_http1 };
         *refused = Some(Instant::now());
+    }
+
+    /// Notes that the next hop chose no protocol where it had the choice: it speaks HTTP/1.1.
+    pub(super) fn found_no_alpn(&mut self) {
+        self.no_alpn = Some(Instant::now());
+    }
+
+    pub(super) fn knows_no_alpn(&self) -> bool {
+        self.no_alpn.is_some_and(|since| since.elapsed() < REMEMBERED)
     }
 
     pub(super) fn no_http1(&self) -> bool {

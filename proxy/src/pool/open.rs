@@ -10,7 +10,7 @@ use super::free::Free;
 use super::link::{Io, Link};
 use super::proof::Proof;
 use super::shared::{self, Shared};
-use super::{Pool, Target};
+use super::{Mesh, Pool, Target};
 use crate::config::Address;
 use crate::dial::{Secured, dial_app};
 use crate::fault::Fault;
@@ -132,11 +132,27 @@ impl Pool {
                 Ok(Link::new(Io::App(io), entry, None))
             }
             Target::Mesh(mesh) => {
-                let (secured, entry) = self.open_mesh(&mesh.http1).await?;
+                let (secured, entry) = self.open_http1(mesh).await?;
                 let proof = Some(Proof::of(&secured));
                 Ok(Link::new(Io::Mesh(Box::new(secured.stream)), entry, proof))
             }
         }
+    }
+
+    /// Where it was offered nothing that it speaks, the other end should say so (RFC 7301, section 3.2). Envoy and HAProxy
+    /// go on instead, and then take HTTP/1.1 for broken HTTP/2. One that knows no ALPN says as little; so it is asked once
+    /// more, with a choice.
+    async fn open_http1(&self, mesh: &Mesh) -> Result<(Secured, Arc<Entry>), Fault> {
+        let opened = self.open_mesh(&mesh.http1).await?;
+        if opened.0.agreed || self.free().knows_no_alpn() {
+            return Ok(opened);
+        }
+        let asked = self.open_mesh(&mesh.either).await?;
+        if asked.0.http2 {
+            return Err(Fault::OtherProtocol { to: asked.0.remote.to_string() });
+        }
+        self.free().found_no_alpn();
+        Ok(asked)
     }
 
     async fn open_shared(self: &Arc<Self>) -> Result<Shared, Fault> {

@@ -8,10 +8,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use http::header::EXPECT;
 use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::PollSender;
 
 use super::received::{Received, Relayed};
@@ -40,6 +42,8 @@ struct Talk {
     unflushed: bool,
     /// What is left of the request body.
     body: Option<RequestBody>,
+    /// The body is held back until the next hop says that it wants it, or this is over.
+    held_back: Option<Pin<Box<Sleep>>>,
     chunked: bool,
     /// Data of it that is being written; with `chunked` the end of the chunk follows.
     data: Bytes,
@@ -63,16 +67,18 @@ pub(super) async fn send(
     request: Request<RequestBody>,
     held: &Held,
 ) -> Result<Answered, Unanswered> {
+    let waits = waits_for_consent(&request);
     let (parts, body) = request.into_parts();
     let asked = asked(pool, &parts.method);
     let bodiless = body.is_end_stream();
+    let held_back = waits.then(|| Box::pin(sleep(CONSENT)));
     let mut out = Buffer::default();
     let chunked = convert::write_request(&parts, bodiless, || pool.authority(), &mut out);
     let received = link.received();
     let spare = if bodiless { Some(body.emptied()) } else { None };
     let body = (!bodiless).then_some(body);
     let (data, input) = (Bytes::new(), Buffer::default());
-    let mut talk = Talk { link, out, written: 0, sent: false, unflushed: false, body, chunked, data, input };
+    let mut talk = Talk { link, out, written: 0, sent: false, unflushed: false, body, held_back, chunked, data, input };
     let (head, headers) = match poll_fn(|cx| talk.poll_head(cx, &asked)).await {
         Ok(head) => head,
         Err(error) => {
@@ -94,12 +100,24 @@ pub(super) async fn send(
             Switched { io: ReadAhead::resumed(link.io, input), entry: link.entry },
         ));
     }
+    if talk.held_back.is_some() {
+        // It was refused before it was sent, and is not asked for any more.
+        (talk.body, talk.held_back) = (None, None);
+        talk.link.patience = Duration::ZERO;
+    }
     let uploaded = talk.has_uploaded();
     let mut body =
         FromLink { talk: Some(talk), body: head.body.into(), pool: Arc::clone(pool), _held: Arc::clone(held) };
     body.finish_if_ended();
     let body = if uploaded { Received::Link(Box::new(body)) } else { relayed(pool, body) };
     Ok(Answered::Response(response.map(|()| body)))
+}
+
+/// Whether the caller sends its body only once it is told to (RFC 9110, section 10.1.1). Of a caller over HTTP/2 hyper
+/// cannot tell it so.
+pub(super) fn waits_for_consent(request: &Request<RequestBody>) -> bool {
+    let expects = request.headers().get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    expects && request.version() == http::Version::HTTP_11 && !request.body().is_end_stream()
 }
 
 impl Talk {
@@ -124,6 +142,10 @@ impl Talk {
                 self.input.consume(head.len);
                 if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
                     return Poll::Ready(Ok((head, headers)));
+                }
+                if head.status == StatusCode::CONTINUE && self.held_back.take().is_some() {
+                    // Polled once more, for the body.
+                    cx.waker().wake_by_ref();
                 }
                 continue;
             }
@@ -157,6 +179,12 @@ impl Talk {
                 continue;
             }
             let Some(body) = &mut self.body else { break };
+            if let Some(consent) = &mut self.held_back {
+                if consent.as_mut().poll(cx).is_pending() {
+                    break;
+                }
+                self.held_back = None;
+            }
             match Pin::new(body).poll_frame(cx) {
                 Poll::Ready(frame) => self.take(frame)?,
                 Poll::Pending => break,
@@ -298,3 +326,6 @@ fn relayed(pool: &Arc<Pool>, mut body: FromLink) -> Received {
     });
     Received::Relayed(receiver)
 }
+
+/// How long a body is held back for a next hop that does not know of consent.
+const CONSENT: Duration = Duration::from_secs(1);

@@ -1,7 +1,8 @@
 //! The chunked transfer coding (RFC 9112, section 7.1), read strictly and byte for byte as it comes.
 //!
-//! Stricter than the RFC in one thing: chunk extensions are refused. Nobody uses them, recipients drop them, and
-//! lenient readers disagree about where the line with them ends, which has been used for smuggling.
+//! Stricter than the RFC in one thing: chunk extensions are refused in requests. Nobody uses them, recipients drop them,
+//! and lenient readers disagree about where the line with them ends, which has been used for smuggling. In a response
+//! they pass, if they are plain text: an app of ours may have a library that sends them.
 
 use super::head::is_token;
 use crate::guard::reasons::Malformed;
@@ -13,11 +14,14 @@ pub(crate) struct Chunked {
     /// Of the trailers so far.
     trailer_bytes: usize,
     trailer_lines: usize,
+    /// Whether chunks may have extensions.
+    extensions: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum State {
     Size { digits: u8, size: u64 },
+    Extension { size: u64 },
     SizeLf { size: u64 },
     Data { left: u64 },
     DataCr,
@@ -68,6 +72,11 @@ pub(crate) struct Piece {
 }
 
 impl Chunked {
+    /// The body of a response.
+    pub(crate) fn of_response() -> Self {
+        Self { extensions: true, ..Self::default() }
+    }
+
     /// Finds the next data in `bytes`; none where only framing was at hand. Stops where the trailers begin.
     pub(crate) fn next_data(&mut self, bytes: &[u8]) -> Piece {
         let mut before = 0;
@@ -135,7 +144,12 @@ impl Chunked {
                 State::Size { digits: digits + 1, size: size << 4 | u64::from(digit) }
             }
             (State::Size { digits: 1.., size }, b'\r') => State::SizeLf { size },
+            (State::Size { digits: 1.., size }, b';') if self.extensions => State::Extension { size },
             (State::Size { digits: 1.., .. }, b';') => return Err(Malformed::ChunkExtension),
+            (State::Extension { size }, b'\t' | b' '..=b'~') => State::Extension { size },
+            (State::Extension { size }, b'\r') => State::SizeLf { size },
+            (State::Extension { .. }, b'\n') => return Err(Malformed::BareLf),
+            (State::Extension { .. }, _) => return Err(Malformed::ChunkExtension),
             (State::Size { digits: 1.., .. }, b'\n') => return Err(Malformed::BareLf),
             (State::Size { .. }, _) => return Err(Malformed::ChunkSize),
             (State::SizeLf { size: 0 }, b'\n') => State::TrailerStart,

@@ -110,3 +110,10 @@ fn trailers_hold_no_framing_routing_or_rights() {
     ]);
     assert_eq!(left(trailers, sanitize_trailers), ["grpc-status: 0", "x-checksum: 1"]);
 }
+
+#[test]
+fn what_is_no_text_in_connection_hides_no_name_beside_it() {
+    let mut headers = map(&[("x-private", "1"), ("x-kept", "2")]);
+    headers.insert(CONNECTION, HeaderValue::from_bytes(b"\xff, x-private").unwrap());
+    assert_eq!(left(headers, sanitize_request), ["x-kept: 2"]);
+}
