@@ -116,7 +116,8 @@ pub(super) async fn send(
 /// Whether the caller sends its body only once it is told to (RFC 9110, section 10.1.1). Of a caller over HTTP/2 hyper
 /// cannot tell it so.
 pub(super) fn waits_for_consent(request: &Request<RequestBody>) -> bool {
-    let expects = request.headers().get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let expects =
+        request.headers().get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     expects && request.version() == http::Version::HTTP_11 && !request.body().is_end_stream()
 }
 
