@@ -10,6 +10,7 @@ mod raw_tcp;
 mod readings;
 mod requests;
 mod shares;
+mod slow_readers;
 mod streams;
 mod support;
 mod uploads;
