@@ -3,5 +3,7 @@
 pub(crate) mod body;
 pub(crate) mod convert;
 mod lines;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod readings;
 pub(crate) mod request;
 pub(crate) mod response;

@@ -18,6 +18,8 @@ mod dial;
 mod exchange;
 mod fast;
 mod fault;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod guard;
 mod http1;
 mod inbound;

@@ -5,6 +5,8 @@
 
 #[path = "guard/harness.rs"]
 mod harness;
+#[path = "guard/rows.rs"]
+mod rows;
 
 use countersign_proxy::guard::{Ambiguous, Framed, HeadLimits, Malformed, check};
 use harness::serve;
@@ -13,13 +15,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use rows::rows;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-struct Row {
-    name: &'static str,
-    expected: Vec<&'static str>,
-    raw: Vec<u8>,
-}
 
 #[test]
 fn every_request_is_seen_as_it_was_meant_or_refused_for_the_reason_named() {
@@ -140,42 +137,4 @@ async fn a_refusal_reaches_a_client_that_had_sent_more_than_its_head() {
     client.read_to_string(&mut answer).await.unwrap();
     assert!(client.take_error().unwrap().is_none(), "the connection was reset");
     assert!(answer.starts_with("HTTP/1.1 400 ") && answer.ends_with("repeated_content_length"), "{answer}");
-}
-
-/// `name | what the service sees, in order | raw bytes`. In the raw bytes `\r`, `\n`, `\t`, `\\` and `\xHH` are
-/// escapes, and `\<text*1000>` repeats.
-fn rows() -> Vec<Row> {
-    let lines = include_str!("guard/requests.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines
-        .map(|line| {
-            let mut columns = line.splitn(3, " | ");
-            let (name, expected, raw) = (columns.next().unwrap(), columns.next().unwrap(), columns.next().expect(line));
-            let expected = expected.split(", ").filter(|expected| *expected != "nothing").collect();
-            Row { name, expected, raw: unescape(raw) }
-        })
-        .collect()
-}
-
-fn unescape(text: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut rest = text;
-    while let Some((plain, escape)) = rest.split_once('\\') {
-        bytes.extend_from_slice(plain.as_bytes());
-        let taken = match escape.as_bytes()[0] {
-            b'r' => (bytes.push(b'\r'), 1).1,
-            b'n' => (bytes.push(b'\n'), 1).1,
-            b't' => (bytes.push(b'\t'), 1).1,
-            b'\\' => (bytes.push(b'\\'), 1).1,
-            b'x' => (bytes.push(u8::from_str_radix(&escape[1..3], 16).unwrap()), 3).1,
-            b'<' => {
-                let (repeated, _) = escape[1..].split_once('>').unwrap();
-                let (unit, times) = repeated.rsplit_once('*').unwrap();
-                (bytes.extend(unescape(unit).repeat(times.parse().unwrap())), repeated.len() + 2).1
-            }
-            _ => panic!("unknown escape in {text}"),
-        };
-        rest = &escape[taken..];
-    }
-    bytes.extend_from_slice(rest.as_bytes());
-    bytes
 }
