@@ -30,6 +30,12 @@ lint: ## Format, clippy and documentation, as CI checks them
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
+SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: ## Every fuzz target for a minute, or for SECONDS=N; see fuzz/README.md
+	CARGO="$(CARGO)" fuzz/run $(SECONDS)
+
 .PHONY: bench
 bench: ## The data path beside its peers (an hour), into bench/results; the time of a policy decision
 	bench/setup

@@ -1,0 +1,4 @@
+//! libFuzzer over `countersign_fuzz::config`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| countersign_fuzz::config(data));
