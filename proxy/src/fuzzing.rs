@@ -31,9 +31,9 @@ pub fn requests_agree(raw: &[u8], piece: usize) -> Result<(), String> {
         let [Seen::Request(received)] = &received[..] else {
             return Err(format!("request {at} is not one request to its receiver, but {received:?}"));
         };
-        let received = as_received(received.clone());
+        let received = as_received((**received).clone());
         let same_end = match passed.ending {
-            Ending::Whole => received == *there && there.finish == Finish::Whole,
+            Ending::Whole => received == **there && there.finish == Finish::Whole,
             Ending::Short => received.is_beginning_of(there) && there.finish == Finish::Short,
             Ending::Malformed(malformed) => {
                 received.is_beginning_of(there) && there.finish == Finish::Malformed(malformed.reason())

@@ -55,7 +55,7 @@ impl Request {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Seen {
     /// It is let pass.
-    Request(Request),
+    Request(Box<Request>),
     /// The guard refuses it, for this reason.
     Refused(&'static str),
 }
@@ -118,14 +118,14 @@ async fn record(request: hyper::Request<Incoming>, guarded: bool, client_cert: O
     if let Some(client_cert) = client_cert {
         parts.headers.insert(HeaderName::from_static("x-forwarded-client-cert"), client_cert);
     }
-    Seen::Request(Request {
+    Seen::Request(Box::new(Request {
         method: parts.method.to_string(),
         target: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
         headers: parts.headers,
         body,
         trailers,
         finish,
-    })
+    }))
 }
 
 /// A response.
