@@ -4,13 +4,17 @@
 //! exit codes. Waiting is always for a condition with a deadline ([`eventually`]), never for a time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod backend;
+pub mod frames;
 mod mesh;
 pub mod peers;
+pub mod plain;
 mod process;
 pub mod stranger;
 pub mod svid;
 mod through;
 
+pub use backend::{Backend, bytes, sum};
 pub use countersign_testing::{DEADLINE, PROMPT, eventually, free_address, free_neighbours};
 pub use mesh::{Authority, Mesh, Pair, Service, Sidecar, TRUST_DOMAIN};
 pub use process::{Process, binary, run};

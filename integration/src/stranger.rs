@@ -1,10 +1,14 @@
 //! A trust domain that is not ours to run: a root key of the test's own, certificates of any kind, and a Workload API
-//! that serves one of them. For `countersign proxy` beside another agent, and for peers with bad certificates.
+//! that serves one of them. For `countersign proxy` beside another agent, and for peers with bad certificates. And the
+//! other way: a client of the test's own that shows the certificate of a workload of the mesh.
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use countersign_testing::AnyServer;
+use countersign_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use countersign_wire::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use countersign_wire::workload::{
     JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
@@ -17,10 +21,13 @@ use rcgen::{
     SanType,
 };
 use rustls::ClientConfig;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use time::{Duration, OffsetDateTime};
-use tokio::net::UnixListener;
+use tokio::net::{TcpStream, UnixListener};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status};
 
 /// An authority whose key the test holds.
@@ -34,6 +41,37 @@ pub struct Stranger {
 pub struct Leaf {
     pub certificate: CertificateDer<'static>,
     key: Vec<u8>,
+}
+
+impl Leaf {
+    /// The SVID that an agent serves at `socket` (its leaf, which the root has signed itself).
+    pub async fn fetch(socket: &Path) -> Self {
+        let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
+        let mut client = SpiffeWorkloadApiClient::new(endpoint.connect().await.unwrap());
+        let mut request = Request::new(X509svidRequest {});
+        request.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
+        let mut answers = client.fetch_x509svid(request).await.unwrap().into_inner();
+        let svid = answers.message().await.unwrap().unwrap().svids.remove(0);
+        Self { certificate: CertificateDer::from(svid.x509_svid.to_vec()), key: svid.x509_svid_key.to_vec() }
+    }
+
+    /// An authenticated connection to `inbound` on which `protocol` is agreed (`h2` or `http/1.1`).
+    pub async fn dial(&self, inbound: SocketAddr, protocol: &str) -> io::Result<TlsStream<TcpStream>> {
+        Self::dial_with(self.connector(protocol), inbound).await
+    }
+
+    /// What [`Leaf::dial`] dials with; made once for many connections.
+    pub fn connector(&self, protocol: &str) -> TlsConnector {
+        let mut config = Arc::unwrap_or_clone(Stranger::client(Some(self)));
+        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        TlsConnector::from(Arc::new(config))
+    }
+
+    pub async fn dial_with(connector: TlsConnector, inbound: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(inbound).await?;
+        tcp.set_nodelay(true)?;
+        connector.connect(ServerName::try_from("sidecar.test").unwrap(), tcp).await
+    }
 }
 
 impl Stranger {

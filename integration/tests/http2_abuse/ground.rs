@@ -1,0 +1,245 @@
+//! Where the attacks take place: a pair of sidecars, an honest client, and what is measured of both.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use countersign_integration::frames::{Peer, Stream};
+use countersign_integration::plain::Connection;
+use countersign_integration::stranger::Leaf;
+use countersign_integration::{Mesh, Process, Sidecar, eventually, free_address, peers};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::attacks::{Attack, Verdict};
+
+const RULES: &str = "rules: [{ name: open, from: /ns/test/sa/client, to: /ns/test/sa/server, allow: {} }]\n";
+
+/// `client` calls `server`, an nginx that has a small and a big answer.
+pub struct Ground {
+    _mesh: Mesh,
+    _app: Process,
+    pub client: Sidecar,
+    pub server: Sidecar,
+    upstream: SocketAddr,
+}
+
+/// Where an attacker comes in.
+#[derive(Clone)]
+pub enum Door {
+    /// The outbound listener, as the app does: HTTP/2 by prior knowledge.
+    Outbound(SocketAddr),
+    /// The inbound listener, as an authenticated peer does.
+    Inbound(SocketAddr, TlsConnector),
+}
+
+impl Door {
+    async fn open(&self) -> io::Result<Stream> {
+        match self {
+            Self::Outbound(address) => {
+                let tcp = TcpStream::connect(address).await?;
+                tcp.set_nodelay(true)?;
+                Ok(Box::new(tcp))
+            }
+            Self::Inbound(address, connector) => Ok(Box::new(Leaf::dial_with(connector.clone(), *address).await?)),
+        }
+    }
+}
+
+/// What was seen of one attack.
+pub struct Seen {
+    pub name: &'static str,
+    /// The 99th percentile of the honest client's times without and with the attack.
+    pub normal: Duration,
+    pub attacked: Duration,
+    /// By how much the attacked sidecar grew, at most.
+    pub grown: u64,
+    /// Connections of the attacker, and how many of them the sidecar ended.
+    pub connections: usize,
+    pub cut: usize,
+    /// What is wrong with it.
+    pub wrong: Vec<String>,
+}
+
+/// What the attacker counts.
+#[derive(Default)]
+struct Tally {
+    stop: AtomicBool,
+    connections: AtomicUsize,
+    cut: AtomicUsize,
+    highest: AtomicU64,
+}
+
+impl Ground {
+    pub async fn start() -> Self {
+        let mesh = Mesh::start(&["client", "server"], RULES).await;
+        let listen = free_address();
+        let files = mesh.path("nginx");
+        std::fs::create_dir_all(&files).unwrap();
+        std::fs::write(files.join("big"), vec![b'x'; 4 << 20]).unwrap();
+        let config = format!(
+            "keepalive_requests 1000000;\nserver {{\nlisten {listen} backlog=4096;\nclient_max_body_size 0;\n\
+             location = /big {{ root {}; }}\nlocation / {{ return 200 well; }}\n}}",
+            files.display()
+        );
+        let app = peers::nginx(&files, &config, listen).await;
+        let server = Mesh::service("server", listen, "http");
+        let mut client = Mesh::service("client", free_address(), "http");
+        let upstream = client.calls(&server);
+        let (client, server) = (mesh.sidecar(client).await, mesh.sidecar(server).await);
+        Self { _mesh: mesh, _app: app, client, server, upstream }
+    }
+
+    pub fn outbound(&self) -> Door {
+        Door::Outbound(self.upstream)
+    }
+
+    pub async fn inbound(&self) -> Door {
+        let leaf = Leaf::fetch(&self.client.path("agent.sock")).await;
+        Door::Inbound(self.server.service.inbound, leaf.connector("h2"))
+    }
+
+    /// The sidecar behind `door`.
+    fn attacked(&self, door: &Door) -> &Sidecar {
+        match door {
+            Door::Outbound(_) => &self.client,
+            Door::Inbound(..) => &self.server,
+        }
+    }
+
+    /// `count` requests of the honest client, one after the other, on a connection of its own.
+    async fn honest(&self, count: usize, times: &mut Vec<Duration>) -> Result<(), String> {
+        let mut client = Connection::connect(self.upstream).await.map_err(|error| error.to_string())?;
+        for _ in 0..count {
+            let start = Instant::now();
+            let answer = client.get("/").await.map_err(|error| format!("an honest request failed: {error}"))?;
+            times.push(start.elapsed());
+            if answer.status != 200 || answer.body != b"well" {
+                return Err(format!("an honest request was answered {}", answer.head));
+            }
+        }
+        Ok(())
+    }
+
+    /// Attacks through `door` while the honest client goes on, turn by turn with times without the attack.
+    pub async fn withstand(&self, door: &Door, attack: &Attack) -> Seen {
+        let sidecar = self.attacked(door);
+        let pid = sidecar.process.pid();
+        let (mut normal, mut attacked, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut grown, mut connections, mut cut) = (0, 0, 0);
+        for _ in 0..TURNS {
+            wrong.extend(self.honest(REQUESTS / TURNS, &mut normal).await.err());
+            let before = sidecar.process.resident();
+            let tally = Arc::new(Tally::default());
+            let attacker = tokio::spawn(run(door.clone(), *attack, Arc::clone(&tally)));
+            let watcher = tokio::spawn(watch(pid, Arc::clone(&tally)));
+            wrong.extend(self.honest(REQUESTS / TURNS, &mut attacked).await.err());
+            tally.stop.store(true, Ordering::Relaxed);
+            attacker.await.unwrap();
+            watcher.await.unwrap();
+            grown = grown.max(tally.highest.load(Ordering::Relaxed).saturating_sub(before));
+            connections += tally.connections.load(Ordering::Relaxed);
+            cut += tally.cut.load(Ordering::Relaxed);
+        }
+        let (normal, attacked) = (percentile(normal), percentile(attacked));
+        if attacked > (normal * 2).max(FLOOR) {
+            wrong.push(format!("the honest client's p99 was {normal:?} and is {attacked:?}"));
+        }
+        if grown > attack.memory {
+            wrong.push(format!("it grew by {} KiB, more than {} KiB", grown >> 10, attack.memory >> 10));
+        }
+        let right = match attack.verdict {
+            Verdict::Cut => cut == connections,
+            Verdict::Borne => cut == 0,
+        };
+        if !right || connections == 0 {
+            wrong.push(format!("{cut} of {connections} connections were ended; expected: {:?}", attack.verdict));
+        }
+        wrong.extend(self.over(sidecar).await.err());
+        Seen { name: attack.name, normal, attacked, grown, connections, cut, wrong }
+    }
+
+    /// What is left when the attacker has gone: nothing.
+    async fn over(&self, sidecar: &Sidecar) -> Result<(), String> {
+        for sidecar in [&self.client, &self.server] {
+            if !sidecar.process.running() {
+                return Err(format!("{} has ended: {}", sidecar.service.name, sidecar.process.log()));
+            }
+            if sidecar.process.log().contains("panicked") {
+                return Err(format!("{} has panicked: {}", sidecar.service.name, sidecar.process.log()));
+            }
+        }
+        // The honest client's connections through the pair are few.
+        eventually("the attacker's connections are gone", async || {
+            let open = sidecar.metric("countersign_connections_open", &[]).await;
+            if open <= FEW { Ok(()) } else { Err(open) }
+        })
+        .await;
+        Ok(())
+    }
+}
+
+/// Attacks on one connection after the other until it is told to stop; then all of them end.
+async fn run(door: Door, attack: Attack, tally: Arc<Tally>) {
+    let end = Instant::now() + LONGEST;
+    let mut held = Vec::new();
+    let mut pace = tokio::time::interval(PACE);
+    while !tally.stop.load(Ordering::Relaxed) && Instant::now() < end {
+        pace.tick().await;
+        if held.len() == attack.held.max(1) {
+            if attack.held > 0 {
+                continue;
+            }
+            held.clear();
+        }
+        let io = door.open().await.unwrap();
+        tally.connections.fetch_add(1, Ordering::Relaxed);
+        let outcome = async {
+            let mut peer = Peer::begin(io, attack.settings).await?;
+            (attack.run)(&mut peer).await?;
+            Ok::<_, io::Error>(peer)
+        };
+        match outcome.await {
+            Ok(peer) => held.push(peer),
+            // It takes nothing more, which is its right.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+            Err(_) => {
+                tally.cut.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Notes how much memory the process has at most.
+async fn watch(pid: u32, tally: Arc<Tally>) {
+    while !tally.stop.load(Ordering::Relaxed) {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
+        let kib: u64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or_default();
+        tally.highest.fetch_max(kib << 10, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn percentile(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() * 99 / 100).copied().unwrap_or(Duration::MAX)
+}
+
+/// Honest requests without and with the attack, and in how many turns.
+const REQUESTS: usize = 300;
+const TURNS: usize = 2;
+
+/// Below this nothing is said of a percentile: the machine is shared.
+const FLOOR: Duration = Duration::from_millis(20);
+
+/// How long a turn of an attack may take.
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// A new connection of the attacker so often: what is attacked here is not the handshake.
+const PACE: Duration = Duration::from_millis(10);
+
+/// Connections that are open without an attack: the honest client's, or those of the other sidecar's pool.
+const FEW: f64 = 16.0;
