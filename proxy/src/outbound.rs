@@ -83,7 +83,11 @@ impl Outbound {
             To::Pool(pool) => {
                 let preface = async { self.protocol == Protocol::Grpc || speaks_http2(&tcp).await };
                 let within = timeout(self.listener.limits.head, preface);
-                let Some(Ok(http2)) = entry.connection.unless_closed(within).await else { return };
+                let http2 = match entry.connection.unless_closed(within).await {
+                    Some(Ok(http2)) => http2,
+                    Some(Err(_)) => return self.listener.metrics.ended("head"),
+                    None => return,
+                };
                 let (outbound, to) = (Arc::clone(&self), Arc::clone(pool));
                 let app = Arc::new(App { outbound, pool: to, entry, upgraded: Upgraded::default() });
                 let (connection, io) = (&app.entry.connection, Metered::new(tcp, traffic));
