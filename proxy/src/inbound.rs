@@ -281,6 +281,10 @@ impl Caller {
     fn admit(&self, parts: &http::request::Parts, ticket: &mut Ticket) -> Result<(), Fault> {
         let Listener { limits, load, .. } = &*self.inbound.listener;
         guard::check(parts).and_then(|()| guard::check_number(parts, limits.headers)).map_err(Fault::Refused)?;
+        // It was told to send no more, but over HTTP/2 what it sends is taken until it answers a PING (RFC 9113, 6.8).
+        if self.entry.connection.is_ending() && UnixTime::now() > self.peer.not_after() {
+            return Err(Fault::Untrusted);
+        }
         let action = Action::Http { method: parts.method.as_str(), path: parts.uri.path() };
         ticket.outcome = Some(self.inbound.authorize(&self.peer, action)?);
         let of_peer = self.share.requests.enter(Limits::share(limits.requests)).ok_or(Fault::Full)?;

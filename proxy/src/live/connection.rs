@@ -65,6 +65,8 @@ pub(crate) struct Connection {
     quiet: AtomicU32,
     /// For how many looks there was no request.
     vacant: AtomicU32,
+    /// For how many looks it has been there since it was ordered to finish.
+    lingering: AtomicU32,
 }
 
 impl Connection {
@@ -91,6 +93,7 @@ impl Connection {
             seen: (AtomicU64::new(0), AtomicU64::new(0)),
             quiet: AtomicU32::new(0),
             vacant: AtomicU32::new(0),
+            lingering: AtomicU32::new(0),
         }
     }
 
@@ -179,6 +182,11 @@ impl Connection {
         }
         self.vacant.store(0, Ordering::Relaxed);
         0
+    }
+
+    /// A look at it after it was ordered to finish: for how many looks it has been there since.
+    pub(super) fn lingers(&self) -> u32 {
+        self.lingering.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     pub(super) fn add(&self, flight: Arc<Flight>) {

@@ -136,10 +136,13 @@ fn look_at_requests(connection: &Connection, limits: &Limits, now: UnixTime) {
         connection.finish();
     }
     // Bytes may go on without any request: an HTTP/2 client can ping for ever.
-    let vacant = connection.listener.is_inbound() && connection.look_for_requests() >= looks_of(limits.idle);
-    if vacant && !connection.is_ending() {
+    let vacant = if connection.listener.is_inbound() { connection.look_for_requests() } else { 0 };
+    if vacant >= looks_of(limits.idle) && !connection.is_ending() {
         connection.listener.metrics.ended("idle");
         connection.finish();
+    } else if connection.is_ending() && connection.lingers() > PATIENCE && vacant > 0 {
+        // An HTTP/2 connection finishes when its other end answers a PING, which it need not do.
+        connection.close();
     }
     let mut stuck = false;
     connection.each_flight(|flight| {
