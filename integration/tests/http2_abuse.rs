@@ -9,6 +9,8 @@ mod attacks;
 #[path = "http2_abuse/ground.rs"]
 mod ground;
 
+use std::time::Duration;
+
 use attacks::ATTACKS;
 use ground::{Door, Ground};
 use tokio::sync::Mutex;
@@ -35,11 +37,13 @@ async fn all(ground: &Ground, door: Door) {
     let mut wrong = Vec::new();
     for attack in ATTACKS {
         let seen = ground.withstand(&door, attack).await;
+        let millis = |time: Duration| time.as_secs_f64() * 1e3;
         println!(
-            "{:44} p99 {:6.2} ms in peace, {:6.2} ms attacked; +{:5} KiB; {} connections, {} ended",
+            "{:44} p99 {:6.2} ms in peace, {:6.2} ms attacked ({:6.2} ms beside it); +{:5} KiB; {} connections, {} ended",
             seen.name,
-            seen.normal.as_secs_f64() * 1e3,
-            seen.attacked.as_secs_f64() * 1e3,
+            millis(seen.normal.here),
+            millis(seen.attacked.here),
+            millis(seen.attacked.beside),
             seen.grown >> 10,
             seen.connections,
             seen.cut

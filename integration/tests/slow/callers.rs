@@ -1,4 +1,4 @@
-//! The slow callers: what each does until it is cut, after how long that may be, and where it is counted.
+//! The slow callers: what each does until it is cut, and where it is counted.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,8 +30,6 @@ pub struct Caller {
     pub at: &'static str,
     /// Returns when it was cut.
     pub play: for<'a> fn(&'a Doors) -> BoxFuture<'a, ()>,
-    /// It is not cut before.
-    pub limit: Duration,
     /// The metric and the label that count it.
     pub counted: (&'static str, &'static str),
 }
@@ -45,37 +43,36 @@ const fn caller(
     name: &'static str,
     at: &'static str,
     counted: (&'static str, &'static str),
-    millis: u64,
     play: for<'a> fn(&'a Doors) -> BoxFuture<'a, ()>,
 ) -> Caller {
-    Caller { name, at, play, limit: Duration::from_millis(millis), counted }
+    Caller { name, at, play, counted }
 }
 
-/// Every caller. What is looked at once a second may be seen a moment before its limit.
+/// Every caller.
 pub const CALLERS: &[Caller] = &[
-    caller("outbound: no byte", "client", HEAD, 950, |doors| Box::pin(silent(doors.plain()))),
-    caller("outbound: a head, byte by byte", "client", HEAD, 950, |doors| Box::pin(slow_head(doors.plain()))),
-    caller("outbound: HTTP/1 after a request", "client", IDLE, 950, |doors| Box::pin(used(doors.plain()))),
-    caller("outbound: a body that stops", "client", IDLE, 950, |doors| Box::pin(stopped_body(doors.plain()))),
-    caller("outbound: an answer that is not read", "client", STALLED, 950, |doors| Box::pin(unread(doors.plain()))),
-    caller("outbound: HTTP/2 without a stream", "client", IDLE, 950, |doors| Box::pin(http2_idle(doors.plain()))),
-    caller("outbound: HTTP/2 after a request", "client", IDLE, 950, |doors| Box::pin(http2_used(doors.plain()))),
-    caller("inbound: TCP alone", "server", HANDSHAKE, 950, |doors| Box::pin(silent(doors.tcp()))),
-    caller("inbound: half a ClientHello", "server", HANDSHAKE, 950, |doors| Box::pin(half_hello(doors))),
-    caller("inbound: TLS alone", "server", HEAD, 950, |doors| Box::pin(silent(doors.tls("http/1.1")))),
-    caller("inbound: a head, byte by byte", "server", HEAD, 950, |doors| Box::pin(slow_head(doors.tls("http/1.1")))),
-    caller("inbound: HTTP/1 after a request", "server", IDLE, 950, |doors| Box::pin(used(doors.tls("http/1.1")))),
-    caller("inbound: a body that stops", "server", IDLE, 950, |doors| Box::pin(stopped_body(doors.tls("http/1.1")))),
-    caller("inbound: an answer that is not read", "server", STALLED, 950, |doors| {
+    caller("outbound: no byte", "client", HEAD, |doors| Box::pin(silent(doors.plain()))),
+    caller("outbound: a head, byte by byte", "client", HEAD, |doors| Box::pin(slow_head(doors.plain()))),
+    caller("outbound: HTTP/1 after a request", "client", IDLE, |doors| Box::pin(used(doors.plain()))),
+    caller("outbound: a body that stops", "client", IDLE, |doors| Box::pin(stopped_body(doors.plain()))),
+    caller("outbound: an answer that is not read", "client", STALLED, |doors| Box::pin(unread(doors.plain()))),
+    caller("outbound: HTTP/2 without a stream", "client", IDLE, |doors| Box::pin(http2_idle(doors.plain()))),
+    caller("outbound: HTTP/2 after a request", "client", IDLE, |doors| Box::pin(http2_used(doors.plain()))),
+    caller("inbound: TCP alone", "server", HANDSHAKE, |doors| Box::pin(silent(doors.tcp()))),
+    caller("inbound: half a ClientHello", "server", HANDSHAKE, |doors| Box::pin(half_hello(doors))),
+    caller("inbound: TLS alone", "server", HEAD, |doors| Box::pin(silent(doors.tls("http/1.1")))),
+    caller("inbound: a head, byte by byte", "server", HEAD, |doors| Box::pin(slow_head(doors.tls("http/1.1")))),
+    caller("inbound: HTTP/1 after a request", "server", IDLE, |doors| Box::pin(used(doors.tls("http/1.1")))),
+    caller("inbound: a body that stops", "server", IDLE, |doors| Box::pin(stopped_body(doors.tls("http/1.1")))),
+    caller("inbound: an answer that is not read", "server", STALLED, |doors| {
         Box::pin(unread(doors.tls("http/1.1")))
     }),
-    caller("inbound: HTTP/2 without a stream", "server", IDLE, 950, |doors| Box::pin(http2_idle(doors.tls("h2")))),
-    caller("inbound: HTTP/2 after a request", "server", IDLE, 950, |doors| Box::pin(http2_used(doors.tls("h2")))),
-    caller("inbound: HTTP/2 that only pings", "server", IDLE, 950, |doors| Box::pin(http2_pings(doors.tls("h2")))),
-    caller("inbound: an HTTP/2 head, byte by byte", "server", IDLE, 950, |doors| {
+    caller("inbound: HTTP/2 without a stream", "server", IDLE, |doors| Box::pin(http2_idle(doors.tls("h2")))),
+    caller("inbound: HTTP/2 after a request", "server", IDLE, |doors| Box::pin(http2_used(doors.tls("h2")))),
+    caller("inbound: HTTP/2 that only pings", "server", IDLE, |doors| Box::pin(http2_pings(doors.tls("h2")))),
+    caller("inbound: an HTTP/2 head, byte by byte", "server", IDLE, |doors| {
         Box::pin(http2_slow_head(doors.tls("h2")))
     }),
-    caller("inbound: an HTTP/2 body that stops", "server", IDLE, 950, |doors| {
+    caller("inbound: an HTTP/2 body that stops", "server", IDLE, |doors| {
         Box::pin(http2_stopped_body(doors.tls("h2")))
     }),
 ];
