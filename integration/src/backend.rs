@@ -95,7 +95,9 @@ async fn answer(connection: &mut Connection<TcpStream>, tell: &UnboundedSender<S
             connection.send(b"0\r\n\r\n").await?;
         }
         "socket" => {
-            connection.send(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").await?;
+            connection
+                .send(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+                .await?;
             let io = connection.io();
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = io.read(&mut buffer).await {

@@ -2,7 +2,7 @@
 //!
 //! Each attack is a row of `http2_abuse/attacks.rs`. It is made through the door that the test names while an honest
 //! client goes on, turn by turn with times of peace.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 #[path = "http2_abuse/attacks.rs"]
 mod attacks;

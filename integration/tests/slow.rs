@@ -1,7 +1,7 @@
 //! Callers that are slow, or do nothing: each is cut at its limit and counted, and nobody else notices.
 //!
 //! The callers are rows of `slow/callers.rs`. All are there at once, while an honest client goes on.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 #[path = "slow/callers.rs"]
 mod callers;

@@ -2,7 +2,7 @@
 //! descriptors at the end than in the middle.
 //!
 //! `COUNTERSIGN_SOAK` says for how many seconds; the callers are in `soak/callers.rs`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 #[path = "soak/callers.rs"]
 mod callers;

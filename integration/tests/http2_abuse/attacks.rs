@@ -8,23 +8,26 @@ use countersign_integration::frames::{
 };
 use futures::future::BoxFuture;
 
+/// Makes an attack once.
+type Run = fn(&mut Peer) -> BoxFuture<'_, io::Result<()>>;
+
 /// One attack.
 #[derive(Clone, Copy)]
-pub struct Attack {
-    pub name: &'static str,
+pub(crate) struct Attack {
+    pub(crate) name: &'static str,
     /// The attacker's SETTINGS.
-    pub settings: &'static [(u16, u32)],
-    pub run: fn(&mut Peer) -> BoxFuture<'_, io::Result<()>>,
+    pub(crate) settings: &'static [(u16, u32)],
+    pub(crate) run: Run,
     /// How many connections are held open after it was made on each; with 0 it is made again on a new one.
-    pub held: usize,
-    pub verdict: Verdict,
+    pub(crate) held: usize,
+    pub(crate) verdict: Verdict,
     /// By how many bytes the sidecar may grow meanwhile.
-    pub memory: u64,
+    pub(crate) memory: u64,
 }
 
 /// What becomes of the attacker's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Each is ended.
     Cut,
     /// None is ended: what is sent is allowed, or wrong for one stream only.
@@ -40,7 +43,7 @@ use Verdict::{Borne, Cut, Either};
 const ONE: u64 = 32 << 20;
 
 /// Every attack.
-pub const ATTACKS: &[Attack] = &[
+pub(crate) const ATTACKS: &[Attack] = &[
     attack("rapid reset (CVE-2023-44487)", Cut, |peer| Box::pin(rapid_reset(peer))),
     attack("rapid reset of requests under way", Either, |peer| Box::pin(patient_reset(peer))),
     attack("CONTINUATION without end (CVE-2024-27316)", Cut, |peer| Box::pin(continuations(peer, 8 << 10))),
@@ -50,9 +53,7 @@ pub const ATTACKS: &[Attack] = &[
         Box::pin(flood(peer, frame(PING, ACK, 0, b"12345678")))
     }),
     attack("SETTINGS flood", Borne, |peer| Box::pin(flood(peer, settings(&[(INITIAL_WINDOW, 1 << 16)])))),
-    attack("SETTINGS acknowledged that were not sent", Cut, |peer| {
-        Box::pin(flood(peer, frame(SETTINGS, ACK, 0, &[])))
-    }),
+    attack("SETTINGS acknowledged that were not sent", Cut, |peer| Box::pin(flood(peer, frame(SETTINGS, ACK, 0, &[])))),
     attack("empty DATA flood", Cut, |peer| Box::pin(empty_data(peer, 0, &[]))),
     attack("DATA of padding alone", Cut, |peer| Box::pin(empty_data(peer, PADDED, &[3, 0, 0, 0]))),
     Attack {
@@ -86,7 +87,7 @@ pub const ATTACKS: &[Attack] = &[
     attack("a frame of 16 MiB", Cut, |peer| Box::pin(huge_frame(peer))),
 ];
 
-const fn attack(name: &'static str, verdict: Verdict, run: fn(&mut Peer) -> BoxFuture<'_, io::Result<()>>) -> Attack {
+const fn attack(name: &'static str, verdict: Verdict, run: Run) -> Attack {
     Attack { name, settings: &[], run, held: 0, verdict, memory: ONE }
 }
 
@@ -106,8 +107,8 @@ async fn rapid_reset(peer: &mut Peer) -> io::Result<()> {
 
 /// Requests that are given up once the sidecar has begun to serve them.
 async fn patient_reset(peer: &mut Peer) -> io::Result<()> {
-    for _ in 0..5 {
-        let streams: Vec<u32> = (0..20).map(|_| peer.stream()).collect();
+    for _ in 0..10 {
+        let streams: Vec<u32> = (0..10).map(|_| peer.stream()).collect();
         let begin: Vec<u8> =
             streams.iter().flat_map(|stream| headers(*stream, END_STREAM, &request("GET", "/big"))).collect();
         peer.send(&begin).await?;
@@ -155,9 +156,9 @@ async fn empty_data(peer: &mut Peer, flags: u8, payload: &[u8]) -> io::Result<()
 
 /// As many requests as streams are allowed, for big answers of which no byte may be sent.
 async fn stall(peer: &mut Peer) -> io::Result<()> {
-    for _ in 0..5 {
+    for _ in 0..25 {
         let mut batch = Vec::new();
-        for _ in 0..50 {
+        for _ in 0..10 {
             batch.extend(headers(peer.stream(), END_STREAM, &request("GET", "/big")));
         }
         peer.send(&batch).await?;
@@ -198,9 +199,9 @@ async fn long_list(peer: &mut Peer) -> io::Result<()> {
 
 /// Requests that the sidecar has to reset itself, for what is sent after them; more than it bears with.
 async fn made_to_reset(peer: &mut Peer, spoil: fn(u32) -> Vec<u8>) -> io::Result<()> {
-    for _ in 0..40 {
+    for _ in 0..100 {
         let mut batch = Vec::new();
-        for _ in 0..50 {
+        for _ in 0..20 {
             let stream = peer.stream();
             batch.extend(headers(stream, END_STREAM, &request("GET", "/")));
             batch.extend(spoil(stream));

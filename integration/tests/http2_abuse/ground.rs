@@ -23,7 +23,7 @@ rules:
 
 /// `client` calls `server`, an nginx that has a small and a big answer. Beside them is a pair that is not attacked, with
 /// the same nginx: it shows what the machine and the nginx take at the time.
-pub struct Ground {
+pub(crate) struct Ground {
     _mesh: Mesh,
     _app: Process,
     client: Sidecar,
@@ -37,7 +37,7 @@ pub struct Ground {
 
 /// Where an attacker comes in.
 #[derive(Clone)]
-pub enum Door {
+pub(crate) enum Door {
     /// The outbound listener, as the app does: HTTP/2 by prior knowledge.
     Outbound(SocketAddr),
     /// The inbound listener, as an authenticated peer does.
@@ -59,26 +59,26 @@ impl Door {
 
 /// The 99th percentile of the honest client's times.
 #[derive(Clone, Copy)]
-pub struct Times {
+pub(crate) struct Times {
     /// Through the pair that is attacked.
-    pub here: Duration,
+    pub(crate) here: Duration,
     /// Through the pair beside it, at the same time.
-    pub beside: Duration,
+    pub(crate) beside: Duration,
 }
 
 /// What was seen of one attack.
-pub struct Seen {
-    pub name: &'static str,
+pub(crate) struct Seen {
+    pub(crate) name: &'static str,
     /// In the best turn without the attack, and with it: what else the machine does only adds to a time.
-    pub normal: Times,
-    pub attacked: Times,
+    pub(crate) normal: Times,
+    pub(crate) attacked: Times,
     /// By how much the attacked sidecar grew, at most.
-    pub grown: u64,
+    pub(crate) grown: u64,
     /// Connections of the attacker, and how many of them the sidecar ended.
-    pub connections: usize,
-    pub cut: usize,
+    pub(crate) connections: usize,
+    pub(crate) cut: usize,
     /// What is wrong with it.
-    pub wrong: Vec<String>,
+    pub(crate) wrong: Vec<String>,
 }
 
 /// What the attacker counts.
@@ -91,7 +91,7 @@ struct Tally {
 }
 
 impl Ground {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let mesh = Mesh::start(&["client", "server", "other", "client-beside", "server-beside"], RULES).await;
         let listen = free_address();
         let files = mesh.path("nginx");
@@ -115,11 +115,11 @@ impl Ground {
         Self { _mesh: mesh, _app: app, client, server, other, upstream, _beside: beside, upstream_beside }
     }
 
-    pub fn outbound(&self) -> Door {
+    pub(crate) fn outbound(&self) -> Door {
         Door::Outbound(self.upstream)
     }
 
-    pub async fn inbound(&self) -> Door {
+    pub(crate) async fn inbound(&self) -> Door {
         let leaf = Leaf::fetch(&self.other.path("agent.sock")).await;
         Door::Inbound(self.server.service.inbound, leaf.connector("h2"))
     }
@@ -152,7 +152,7 @@ impl Ground {
     }
 
     /// Attacks through `door` while the honest client goes on, turn by turn with times without the attack.
-    pub async fn withstand(&self, door: &Door, attack: &Attack) -> Seen {
+    pub(crate) async fn withstand(&self, door: &Door, attack: &Attack) -> Seen {
         let sidecar = self.attacked(door);
         let pid = sidecar.process.pid();
         let (mut normal, mut attacked, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
@@ -264,10 +264,10 @@ fn best(turns: Vec<Times>) -> Times {
 
 /// Honest requests of a turn, and how many turns there are with the attack and without.
 const REQUESTS: usize = 100;
-const TURNS: usize = 3;
+const TURNS: usize = 2;
 
-/// Below this nothing is said of a percentile: the machine is shared.
-const FLOOR: Duration = Duration::from_millis(20);
+/// Below this nothing is said of a percentile: the machine is shared, and the binary under test is not optimised.
+const FLOOR: Duration = Duration::from_millis(50);
 
 /// How long a turn of an attack may take.
 const LONGEST: Duration = Duration::from_secs(2);

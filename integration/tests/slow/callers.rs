@@ -16,22 +16,24 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 /// Where a caller comes in.
-pub struct Doors {
+pub(crate) struct Doors {
     /// The outbound listener of `client`.
-    pub upstream: SocketAddr,
+    pub(crate) upstream: SocketAddr,
     /// The inbound listener of `server`.
-    pub inbound: SocketAddr,
-    pub leaf: Leaf,
+    pub(crate) inbound: SocketAddr,
+    pub(crate) leaf: Leaf,
 }
 
-pub struct Caller {
-    pub name: &'static str,
+type Play = fn(&Doors) -> BoxFuture<'_, ()>;
+
+pub(crate) struct Caller {
+    pub(crate) name: &'static str,
     /// The sidecar that cuts it.
-    pub at: &'static str,
+    pub(crate) at: &'static str,
     /// Returns when it was cut.
-    pub play: for<'a> fn(&'a Doors) -> BoxFuture<'a, ()>,
+    pub(crate) play: Play,
     /// The metric and the label that count it.
-    pub counted: (&'static str, &'static str),
+    pub(crate) counted: (&'static str, &'static str),
 }
 
 const HEAD: (&str, &str) = ("countersign_connections_ended_total", "reason=\"head\"");
@@ -39,17 +41,12 @@ const IDLE: (&str, &str) = ("countersign_connections_ended_total", "reason=\"idl
 const HANDSHAKE: (&str, &str) = ("countersign_handshakes_total", "result=\"timeout\"");
 const STALLED: (&str, &str) = ("countersign_faults_total", "reason=\"idle\"");
 
-const fn caller(
-    name: &'static str,
-    at: &'static str,
-    counted: (&'static str, &'static str),
-    play: for<'a> fn(&'a Doors) -> BoxFuture<'a, ()>,
-) -> Caller {
+const fn caller(name: &'static str, at: &'static str, counted: (&'static str, &'static str), play: Play) -> Caller {
     Caller { name, at, play, counted }
 }
 
 /// Every caller.
-pub const CALLERS: &[Caller] = &[
+pub(crate) const CALLERS: &[Caller] = &[
     caller("outbound: no byte", "client", HEAD, |doors| Box::pin(silent(doors.plain()))),
     caller("outbound: a head, byte by byte", "client", HEAD, |doors| Box::pin(slow_head(doors.plain()))),
     caller("outbound: HTTP/1 after a request", "client", IDLE, |doors| Box::pin(used(doors.plain()))),
@@ -63,18 +60,12 @@ pub const CALLERS: &[Caller] = &[
     caller("inbound: a head, byte by byte", "server", HEAD, |doors| Box::pin(slow_head(doors.tls("http/1.1")))),
     caller("inbound: HTTP/1 after a request", "server", IDLE, |doors| Box::pin(used(doors.tls("http/1.1")))),
     caller("inbound: a body that stops", "server", IDLE, |doors| Box::pin(stopped_body(doors.tls("http/1.1")))),
-    caller("inbound: an answer that is not read", "server", STALLED, |doors| {
-        Box::pin(unread(doors.tls("http/1.1")))
-    }),
+    caller("inbound: an answer that is not read", "server", STALLED, |doors| Box::pin(unread(doors.tls("http/1.1")))),
     caller("inbound: HTTP/2 without a stream", "server", IDLE, |doors| Box::pin(http2_idle(doors.tls("h2")))),
     caller("inbound: HTTP/2 after a request", "server", IDLE, |doors| Box::pin(http2_used(doors.tls("h2")))),
     caller("inbound: HTTP/2 that only pings", "server", IDLE, |doors| Box::pin(http2_pings(doors.tls("h2")))),
-    caller("inbound: an HTTP/2 head, byte by byte", "server", IDLE, |doors| {
-        Box::pin(http2_slow_head(doors.tls("h2")))
-    }),
-    caller("inbound: an HTTP/2 body that stops", "server", IDLE, |doors| {
-        Box::pin(http2_stopped_body(doors.tls("h2")))
-    }),
+    caller("inbound: an HTTP/2 head, byte by byte", "server", IDLE, |doors| Box::pin(http2_slow_head(doors.tls("h2")))),
+    caller("inbound: an HTTP/2 body that stops", "server", IDLE, |doors| Box::pin(http2_stopped_body(doors.tls("h2")))),
 ];
 
 impl Doors {

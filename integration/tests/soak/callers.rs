@@ -12,16 +12,19 @@ use futures::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-pub struct Ground {
+pub(crate) struct Ground {
     /// Where the app of `client` reaches `server`.
-    pub upstream: SocketAddr,
-    pub stop: AtomicBool,
+    pub(crate) upstream: SocketAddr,
+    pub(crate) stop: AtomicBool,
 }
 
-pub struct Caller {
-    pub name: &'static str,
-    /// Returns its name, and how often it did what it does.
-    pub play: fn(Arc<Ground>, &'static str) -> BoxFuture<'static, (&'static str, usize)>,
+/// The name of a caller, and how often it did what it does.
+pub(crate) type Done = (&'static str, usize);
+
+pub(crate) struct Caller {
+    pub(crate) name: &'static str,
+    /// Goes on until it is told to stop.
+    pub(crate) play: fn(Arc<Ground>, &'static str) -> BoxFuture<'static, Done>,
 }
 
 /// A caller that does `$turn` again and again, with a pause after it.
@@ -45,7 +48,7 @@ macro_rules! caller {
     };
 }
 
-pub const CALLERS: &[Caller] = &[
+pub(crate) const CALLERS: &[Caller] = &[
     caller!("small, kept alive", 1, Ground::connect, small),
     caller!("small, kept alive, too", 1, Ground::connect, small),
     caller!("small, on new connections", 5, nothing, new_connection),
@@ -171,7 +174,7 @@ async fn aborted(ground: &Arc<Ground>, _: &mut (), count: usize) {
         connection.head().await.unwrap();
         connection.chunk().await.unwrap();
     }
-    if count % 2 == 0 {
+    if count.is_multiple_of(2) {
         connection.into_inner().set_zero_linger().unwrap();
     }
 }
