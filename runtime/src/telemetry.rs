@@ -33,7 +33,7 @@ pub enum TelemetryError {
 pub fn log() -> Result<(), TelemetryError> {
     let filter = match std::env::var(LOG_VARIABLE) {
         Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter)?,
-        _ => EnvFilter::new("info"),
+        _ => EnvFilter::new(DEFAULT),
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() {
@@ -65,3 +65,6 @@ pub async fn upkeep(metrics: PrometheusHandle, lifecycle: Lifecycle) {
         }
     }
 }
+
+/// h2 warns of each frame that is odd, and a peer can send millions of them.
+const DEFAULT: &str = "info,h2=error";
