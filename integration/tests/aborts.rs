@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use countersign_integration::frames::{DATA, END_STREAM, HEADERS, Peer, frame, headers, request, reset};
 use countersign_integration::plain::Connection;
@@ -192,4 +193,26 @@ async fn an_abort_over_http2_reaches_the_app_within_a_second_and_harms_nobody_af
     }
     ground.all_right().await;
     ground.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_the_app_does_not_read_ends_with_the_connection_of_its_caller() {
+    let mut ground = Ground::start().await;
+    let mut caller = Connection::connect(ground.upstream).await.unwrap();
+    caller.send(b"POST /deaf/0 HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000\r\n\r\n").await.unwrap();
+    ground.hears("asked /deaf/0", countersign_integration::DEADLINE).await;
+    // Until every buffer on the way is full.
+    while timeout(PROMPT, caller.send(&[0; 1 << 16])).await.is_ok() {}
+    let tcp = caller.into_inner();
+    tcp.set_zero_linger().unwrap();
+    let start = Instant::now();
+    drop(tcp);
+    for sidecar in [&ground.client, &ground.server] {
+        eventually("the upload has ended", async || {
+            let open = sidecar.metric("countersign_upstream_connections_open", &[]).await;
+            if open == 0.0 { Ok(()) } else { Err(open) }
+        })
+        .await;
+    }
+    assert!(start.elapsed() < PROMPT * 2, "{:?}", start.elapsed());
 }
