@@ -46,7 +46,7 @@ use Verdict::{Borne, Cut, Either};
 const ONE: u64 = 32 << 20;
 
 /// The machine is shared, and the binary under test is not optimised.
-const FLOOR: Duration = Duration::from_millis(50);
+const FLOOR: Duration = Duration::from_millis(100);
 
 /// Every attack.
 pub(crate) const ATTACKS: &[Attack] = &[
