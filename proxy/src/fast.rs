@@ -19,7 +19,7 @@ use std::task::{Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Response};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
 
 use crate::buffer::Buffer;
@@ -30,7 +30,7 @@ use crate::http1::body;
 use crate::http1::request::{self, Plain, Read};
 use crate::http1::response::Asked;
 use crate::live::body::Body as AnswerBody;
-use crate::live::{Connection, Cut, Ticket};
+use crate::live::{Connection, Cut, Ticket, Wire};
 use crate::pool::{Pool, Way};
 use exchange::{Caller, End, Exchange, Up};
 
@@ -69,9 +69,9 @@ enum Next {
 /// Serves the plain requests of a connection, until it ends or there is one that is not plain.
 pub(crate) async fn serve<T>(io: T, connection: &Arc<Connection>, route: &impl Route) -> Option<Left<T>>
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: Wire,
 {
-    let mut caller = Caller { io, input: Buffer::default() };
+    let mut caller = Caller::new(io);
     let mut first = true;
     loop {
         let mut out = Buffer::default();
@@ -98,7 +98,7 @@ where
 }
 
 /// Reads the head of the next request. `None` if there is none.
-async fn read<T: AsyncRead + AsyncWrite + Unpin>(
+async fn read<T: Wire>(
     caller: &mut Caller<T>,
     out: &mut Buffer,
     connection: &Connection,
@@ -142,7 +142,7 @@ fn head_limits(connection: &Connection) -> HeadLimits {
 }
 
 /// Answers one request.
-async fn answer<T: AsyncRead + AsyncWrite + Unpin>(
+async fn answer<T: Wire>(
     caller: &mut Caller<T>,
     plain: Plain,
     out: Buffer,
@@ -239,7 +239,7 @@ impl Missed {
 }
 
 /// Waits for something that a request can go over, as long as there is somebody who wants it.
-async fn awaited<T: AsyncRead + AsyncWrite + Unpin>(
+async fn awaited<T: Wire>(
     way: impl Future<Output = Result<Way, Fault>>,
     connection: &Connection,
     ticket: &Ticket,
@@ -268,13 +268,7 @@ struct Tell {
 
 impl Tell {
     /// Answers a request that went wrong. Of one whose body was not read the rest would be taken for a request.
-    async fn of<T: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        caller: &mut Caller<T>,
-        ticket: Ticket,
-        fault: &Fault,
-        uploaded: bool,
-    ) -> Next {
+    async fn of<T: Wire>(&self, caller: &mut Caller<T>, ticket: Ticket, fault: &Fault, uploaded: bool) -> Next {
         let close = self.close || !uploaded;
         let response = settle(ticket, fault, self.as_grpc);
         let text = written(&response, self.is_head, close);
@@ -316,7 +310,7 @@ fn written(response: &Response<AnswerBody>, is_head: bool, close: bool) -> Bytes
 
 /// Ends the connection so that what was written arrives: what the caller still sends is taken off the socket for a
 /// while, or the end would be a reset that overtakes the answer.
-async fn close<T: AsyncRead + AsyncWrite + Unpin>(caller: &mut Caller<T>) {
+async fn close<T: Wire>(caller: &mut Caller<T>) {
     let _ = tokio::time::timeout(LINGER, async {
         caller.io.shutdown().await?;
         loop {

@@ -16,4 +16,4 @@ mod traffic;
 pub(crate) use connection::{Connection, Connections, Entry, Kind, TlsFacts};
 pub(crate) use flight::{Cut, Target, Ticket};
 pub(crate) use review::{Reviewer, review};
-pub(crate) use traffic::{Metered, Traffic};
+pub(crate) use traffic::{Metered, Traffic, Wire};

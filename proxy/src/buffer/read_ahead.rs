@@ -22,6 +22,11 @@ impl<T> ReadAhead<T> {
         Self { io, read: Buffer::default() }
     }
 
+    /// What it reads from.
+    pub(crate) fn get_ref(&self) -> &T {
+        &self.io
+    }
+
     /// Reads from `io`, of which `read` was read already.
     pub(crate) fn resumed(io: T, read: Buffer) -> Self {
         Self { io, read }

@@ -1,17 +1,19 @@
 //! One request and its response, whatever they go over.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Sleep, sleep};
 
 use super::{over_link, over_stream};
 use crate::buffer::Buffer;
 use crate::guard::Refused;
 use crate::http1::body::Body;
 use crate::http1::response::Asked;
-use crate::live::{Connection, Cut, Ticket};
+use crate::live::{Connection, Cut, Ticket, Wire};
 use crate::pool::{Pool, Way};
 
 /// The side of the caller.
@@ -19,6 +21,8 @@ pub(super) struct Caller<T> {
     pub(super) io: T,
     /// Received and not used yet.
     pub(super) input: Buffer,
+    /// When it is looked at while nothing is read from it.
+    look: Option<Pin<Box<Sleep>>>,
 }
 
 /// A request on its way, and who takes part.
@@ -74,7 +78,7 @@ impl Up {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Exchange<'_, T> {
+impl<T: Wire> Exchange<'_, T> {
     /// Carries a request and its response until they end.
     pub(super) async fn carry(self, way: Way, up: Up, asked: Asked) -> Ended {
         match way {
@@ -92,7 +96,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Exchange<'_, T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Caller<T> {
+impl<T: Wire> Caller<T> {
+    pub(super) fn new(io: T) -> Self {
+        Self { io, input: Buffer::default(), look: None }
+    }
+
+    /// While its upload is stuck, and so nothing is read from it: whether it is still there. A reset is all that can be
+    /// seen past unread bytes.
+    pub(super) fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            ready!(self.look.get_or_insert_with(|| Box::pin(sleep(LOOK))).as_mut().poll(cx));
+            self.look = None;
+            if self.io.has_failed() {
+                return Poll::Ready(End::CallerGone);
+            }
+        }
+    }
+
     /// While the response is awaited: whether the caller is still there. What it sends meanwhile is its next request.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         while self.input.room() > 0 {
@@ -104,6 +124,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Caller<T> {
         Poll::Pending
     }
 }
+
+/// How often a caller is looked at whose upload is stuck: so that an abort reaches the next hop within a second.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// An end that the next hop is to blame for.
 pub(super) fn broke(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> End {

@@ -9,13 +9,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use http::StatusCode;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 
 use super::exchange::{End, Ended, Exchange, Up, broke};
 use crate::buffer::Buffer;
 use crate::guard::Malformed;
 use crate::http1::body::{Body, Step};
 use crate::http1::response::{self, Asked};
+use crate::live::Wire;
 use crate::pool::Link;
 
 /// A request on its way over a link, and its response.
@@ -61,7 +62,7 @@ struct Down {
 /// Carries a request over `link`, which goes back to the pool if it can take another.
 pub(super) async fn carry<T>(exchange: Exchange<'_, T>, link: Link, up: Up, asked: Asked) -> Ended
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: Wire,
 {
     let received = link.received();
     let down = Down {
@@ -87,7 +88,7 @@ where
     Ended { end, begun, uploaded, again }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> OverLink<'_, T> {
+impl<T: Wire> OverLink<'_, T> {
     /// Whether the response has begun.
     fn has_begun(&self) -> bool {
         self.down.body.is_some()
@@ -140,7 +141,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> OverLink<'_, T> {
         {
             return Poll::Ready(Err(End::Broke(error)));
         }
-        if self.has_uploaded() { self.exchange.caller.poll_gone(cx).map(Err) } else { Poll::Pending }
+        let uploaded = self.has_uploaded();
+        let caller = &mut *self.exchange.caller;
+        let gone = if uploaded { caller.poll_gone(cx) } else { caller.poll_lost(cx) };
+        gone.map(Err)
     }
 
     /// The request: what is to be written, then the body as it comes.

@@ -11,13 +11,13 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use h2::client::ResponseFuture;
 use h2::{RecvStream, SendStream};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::exchange::{End, Ended, Exchange, Up, broke};
 use crate::buffer::Buffer;
 use crate::http1::body::Found;
 use crate::http1::convert;
 use crate::http1::response::{Asked, Body};
+use crate::live::Wire;
 use crate::pool::{Place, Stream, into_io, is_unprocessed};
 
 /// A request on its way over a stream, and its response.
@@ -58,7 +58,7 @@ struct Down {
 /// Carries a request over `stream`.
 pub(super) async fn carry<T>(exchange: Exchange<'_, T>, mut stream: Stream, up: Up, asked: Asked) -> Ended
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: Wire,
 {
     let Some(request) = convert::request(up.head.bytes()) else {
         let end = broke("the request has no form in HTTP/2");
@@ -96,7 +96,7 @@ where
     Ended { end, begun, uploaded, again }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> OverStream<'_, T> {
+impl<T: Wire> OverStream<'_, T> {
     /// Carries both ways until it ends. `unprocessed` is set if the next hop has said that it did nothing about it.
     fn poll(&mut self, cx: &mut Context<'_>, unprocessed: &mut bool) -> Poll<End> {
         if let Some(end) = self.exchange.poll_order(cx) {
@@ -127,7 +127,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> OverStream<'_, T> {
         if self.down.done && (self.upward.ended || self.upward.failed) {
             return Poll::Ready(End::Done);
         }
-        if self.upward.ended { self.exchange.caller.poll_gone(cx) } else { Poll::Pending }
+        let caller = &mut *self.exchange.caller;
+        if self.upward.ended { caller.poll_gone(cx) } else { caller.poll_lost(cx) }
     }
 
     /// The body of the request, as it comes and as the next hop takes it.

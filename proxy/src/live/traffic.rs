@@ -10,6 +10,10 @@ use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+use crate::buffer::ReadAhead;
 
 /// Bytes received and sent on one connection, and whether it may have more.
 #[derive(Debug, Default)]
@@ -35,6 +39,30 @@ impl Traffic {
 
     fn is_shut(&self) -> bool {
         self.shut.load(Ordering::Acquire)
+    }
+}
+
+/// A byte stream over a socket.
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin {
+    /// Whether the socket has failed, as far as can be told without reading.
+    fn has_failed(&self) -> bool;
+}
+
+impl Wire for Metered<TcpStream> {
+    fn has_failed(&self) -> bool {
+        !matches!(self.io.take_error(), Ok(None))
+    }
+}
+
+impl<T: Wire> Wire for ReadAhead<T> {
+    fn has_failed(&self) -> bool {
+        self.get_ref().has_failed()
+    }
+}
+
+impl<T: Wire> Wire for Box<TlsStream<T>> {
+    fn has_failed(&self) -> bool {
+        self.get_ref().0.has_failed()
     }
 }
 
