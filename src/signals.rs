@@ -1,14 +1,14 @@
 //! The beginning of a long-running process, and the signals that end it: the first SIGTERM or SIGINT drains, the second
 //! stops at once.
 
+use countersign_runtime::telemetry::Metrics;
 use countersign_runtime::{Lifecycle, telemetry};
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::Failure;
 
 /// Starts the life of the process and its metrics.
-pub(crate) fn begin() -> Result<(Lifecycle, PrometheusHandle), Failure> {
+pub(crate) fn begin() -> Result<(Lifecycle, Metrics), Failure> {
     let metrics = telemetry::metrics().map_err(|error| Failure::failed("cannot start", error))?;
     let lifecycle = Lifecycle::new();
     drain_on_signal(&lifecycle)?;

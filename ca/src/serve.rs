@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use countersign_config::{Changes, Problems};
 use countersign_runtime::admin::{self, Admin};
+use countersign_runtime::telemetry::Metrics;
 use countersign_runtime::{Lifecycle, bind_unix};
 use countersign_wire::authority::authority_server::AuthorityServer;
 use hyper::{Method, StatusCode};
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -120,7 +120,7 @@ pub async fn check(config: &Config) -> Result<(), Problems> {
 ///
 /// # Errors
 /// See [`RunError`].
-pub async fn run(config: Config, lifecycle: Lifecycle, metrics: PrometheusHandle) -> Result<(), RunError> {
+pub async fn run(config: Config, lifecycle: Lifecycle, metrics: Metrics) -> Result<(), RunError> {
     start(config, lifecycle, metrics).await?.finished().await
 }
 
@@ -143,7 +143,7 @@ pub struct Serving {
 ///
 /// # Errors
 /// See [`RunError`].
-pub async fn start(config: Config, lifecycle: Lifecycle, metrics: PrometheusHandle) -> Result<Serving, RunError> {
+pub async fn start(config: Config, lifecycle: Lifecycle, metrics: Metrics) -> Result<Serving, RunError> {
     telemetry::describe();
     let lock = lock(&config)?;
     // Watched before they are read, so that no change is missed.
@@ -299,7 +299,7 @@ async fn serve(
         .await
 }
 
-fn admin_endpoint(config: &Config, service: &Arc<Service>, metrics: PrometheusHandle) -> Admin {
+fn admin_endpoint(config: &Config, service: &Arc<Service>, metrics: Metrics) -> Admin {
     let ready = {
         let service = Arc::clone(service);
         move || {

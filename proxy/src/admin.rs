@@ -5,8 +5,8 @@ use std::sync::Arc;
 use countersign_identity::IdentityWatch;
 use countersign_runtime::Lifecycle;
 use countersign_runtime::admin::{Admin, Answer, Readiness, json, text};
+use countersign_runtime::telemetry::Metrics;
 use http::{Method, StatusCode};
-use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -28,7 +28,7 @@ pub(crate) struct Console {
 
 impl Console {
     /// Serves until the process stops.
-    pub(crate) async fn serve(self, listener: TcpListener, metrics: PrometheusHandle) {
+    pub(crate) async fn serve(self, listener: TcpListener, metrics: Metrics) {
         let Self { config, identity, enforced, waiting, ready, decisions, lifecycle } = self;
         let life = lifecycle.clone();
         let readiness = move || {

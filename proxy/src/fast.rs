@@ -182,7 +182,13 @@ async fn answer<T: Wire>(
         let fault = match ended.end {
             End::Done if close || !ended.uploaded => return Next::Close,
             End::Done => return Next::Request,
-            End::CallerGone | End::Closed => return Next::Gone,
+            End::CallerGone => {
+                if ended.begun {
+                    ticket.aborted();
+                }
+                return Next::Gone;
+            }
+            End::Closed => return Next::Gone,
             End::Cut(cut) => {
                 if ended.begun && cut == Cut::Denied {
                     ticket.spoilt(crate::fault::Blame::Policy);

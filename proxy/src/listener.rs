@@ -76,7 +76,7 @@ impl Listener {
     fn new(name: &str, direction: Direction, expected: Option<SpiffeId>, common: Common) -> Arc<Self> {
         let Common { identity, limits, load, access_log } = common;
         let name: Arc<str> = name.into();
-        let metrics = ListenerMetrics::new(direction, &name);
+        let metrics = ListenerMetrics::new(direction, &name, expected.as_ref());
         let [denials, handshakes, faults] = ["denials", "failed handshakes", "faults"].map(Quota::new);
         let finishing = AtomicBool::new(false);
         Arc::new(Self {

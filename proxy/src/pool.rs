@@ -206,7 +206,13 @@ impl Pool {
     pub(crate) fn tidy(&self) {
         let identity = self.identity();
         // Closed outside of the lock.
-        let gone = self.free().take_out(identity.as_ref());
+        let gone = {
+            let mut free = self.free();
+            let gone = free.take_out(identity.as_ref());
+            let (idle, waiting) = free.numbers();
+            self.listener.metrics.pool(idle, waiting);
+            gone
+        };
         drop(gone);
     }
 

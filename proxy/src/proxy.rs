@@ -8,7 +8,7 @@ use countersign_identity::Identity;
 use countersign_policy::Policy;
 use countersign_runtime::Lifecycle;
 use countersign_runtime::admin::Readiness;
-use metrics_exporter_prometheus::PrometheusHandle;
+use countersign_runtime::telemetry::Metrics;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -28,7 +28,7 @@ pub struct Surroundings {
     /// Where the SPIFFE Workload API is served: `unix:///run/countersign/agent.sock`, or `tcp://127.0.0.1:port`.
     pub workload_api: String,
     /// Renders the metrics of the process.
-    pub metrics: PrometheusHandle,
+    pub metrics: Metrics,
     /// The life of the process.
     pub lifecycle: Lifecycle,
     /// What else must hold before the process is ready, such as the secrets.

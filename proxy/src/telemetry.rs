@@ -1,27 +1,28 @@
 //! The metrics of a listener. What a request touches is registered once and kept as a handle; label values are few:
 //! the listener's name, a class of status, a class of method, and at most [`PEERS`] peers.
 
+mod requests;
+
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use countersign_identity::SpiffeId;
-use http::Method;
-use metrics::{Counter, Gauge, Histogram, SharedString, Unit};
+use metrics::{Counter, Gauge, SharedString, Unit};
 
 use crate::fault::Blame;
 use crate::listener::Direction;
 use crate::live::{Kind, TlsFacts};
+pub(crate) use requests::{Ended, Requests};
 
 /// The metrics of one listener.
 pub(crate) struct ListenerMetrics {
     direction: &'static str,
     listener: SharedString,
-    /// From the head of a request to the end of its response.
-    pub(crate) duration: Histogram,
-    /// From the head of a request to the head of its response.
-    pub(crate) first_byte: Histogram,
     open: Gauge,
     pooled: Gauge,
+    /// Connections of the pool that are free, and requests that wait for one.
+    pool_idle: Gauge,
+    pool_waiting: Gauge,
     received: Counter,
     sent: Counter,
     peers: RwLock<HashMap<SpiffeId, Arc<Requests>>>,
@@ -29,29 +30,28 @@ pub(crate) struct ListenerMetrics {
     others: Arc<Requests>,
 }
 
-/// Counters of requests of one peer, by method, status and fault; each is registered when it is first needed.
-pub(crate) struct Requests {
-    labels: [(&'static str, SharedString); 3],
-    counters: Box<[OnceLock<Counter>]>,
-}
-
 impl ListenerMetrics {
-    pub(crate) fn new(direction: Direction, name: &Arc<str>) -> Self {
+    /// For a listener; `expected` is who must be at the other end where we dial.
+    pub(crate) fn new(direction: Direction, name: &Arc<str>, expected: Option<&SpiffeId>) -> Self {
         let listener = SharedString::from(Arc::clone(name));
         let direction = direction.as_str();
         let labels = [("direction", SharedString::const_str(direction)), ("listener", listener.clone())];
         Self {
             direction,
-            duration: metrics::histogram!("countersign_request_duration_seconds", &labels),
-            first_byte: metrics::histogram!("countersign_first_byte_duration_seconds", &labels),
             open: metrics::gauge!("countersign_connections_open", &labels),
             pooled: metrics::gauge!("countersign_upstream_connections_open", &labels),
+            pool_idle: metrics::gauge!("countersign_upstream_connections_idle", &labels),
+            pool_waiting: metrics::gauge!("countersign_upstream_requests_waiting", &labels),
             received: metrics::counter!("countersign_bytes_total", "direction" => direction,
                 "listener" => listener.clone(), "flow" => "received"),
             sent: metrics::counter!("countersign_bytes_total", "direction" => direction,
                 "listener" => listener.clone(), "flow" => "sent"),
             peers: RwLock::default(),
-            others: Arc::new(Requests::new(direction, &listener, SharedString::const_str(""))),
+            others: Arc::new(Requests::new(
+                direction,
+                &listener,
+                expected.map(ToString::to_string).unwrap_or_default().into(),
+            )),
             listener,
         }
     }
@@ -88,6 +88,26 @@ impl ListenerMetrics {
     pub(crate) fn refused(&self, reason: &'static str) {
         metrics::counter!("countersign_connections_refused_total", "direction" => self.direction,
             "listener" => self.listener.clone(), "reason" => reason)
+        .increment(1);
+    }
+
+    /// Says how many connections of the pool are free, and how many requests wait for one.
+    pub(crate) fn pool(&self, idle: usize, waiting: usize) {
+        self.pool_idle.set(idle as f64);
+        self.pool_waiting.set(waiting as f64);
+    }
+
+    /// Counts what HTTP/2 told or was told, of an upstream connection: `reset` of a stream, or `goaway`.
+    pub(crate) fn http2(&self, event: &'static str, reason: &'static str) {
+        metrics::counter!("countersign_http2_events_total", "direction" => self.direction,
+            "listener" => self.listener.clone(), "event" => event, "reason" => reason)
+        .increment(1);
+    }
+
+    /// Counts a request whose caller went away before its response had ended.
+    pub(crate) fn aborted(&self, phase: &'static str) {
+        metrics::counter!("countersign_requests_aborted_total", "direction" => self.direction,
+            "listener" => self.listener.clone(), "phase" => phase)
         .increment(1);
     }
 
@@ -133,34 +153,14 @@ impl ListenerMetrics {
         }
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
         if peers.len() >= PEERS {
-            return Arc::clone(&self.others);
+            // Who has no connection makes room.
+            peers.retain(|_, requests| Arc::strong_count(requests) > 1);
+            if peers.len() >= PEERS {
+                return Arc::clone(&self.others);
+            }
         }
         let new = || Arc::new(Requests::new(self.direction, &self.listener, peer.to_string().into()));
         Arc::clone(peers.entry(peer.clone()).or_insert_with(new))
-    }
-}
-
-impl Requests {
-    fn new(direction: &'static str, listener: &SharedString, peer: SharedString) -> Self {
-        let labels =
-            [("direction", SharedString::const_str(direction)), ("listener", listener.clone()), ("peer", peer)];
-        let counters = METHODS.len() * STATUSES.len() * FAULTS.len();
-        Self { labels, counters: (0..counters).map(|_| OnceLock::new()).collect() }
-    }
-
-    /// Counts a request that has ended.
-    pub(crate) fn count(&self, method: &Method, status: u16, blame: Option<Blame>) {
-        let method = METHODS.iter().position(|known| *known == method.as_str()).unwrap_or(METHODS.len() - 1);
-        let status = usize::from(status / 100).min(STATUSES.len() - 1);
-        let fault = blame.map_or(0, |blame| blame as usize + 1);
-        let place = (method * STATUSES.len() + status) * FAULTS.len() + fault;
-        let Some(counter) = self.counters.get(place) else { return };
-        let register = || {
-            let [direction, listener, peer] = self.labels.clone();
-            metrics::counter!("countersign_requests_total", direction.0 => direction.1, listener.0 => listener.1,
-                peer.0 => peer.1, "method" => METHODS[method], "status" => STATUSES[status], "fault" => FAULTS[fault])
-        };
-        counter.get_or_init(register).increment(1);
     }
 }
 
@@ -178,6 +178,17 @@ pub(crate) fn describe() {
         Unit::Seconds,
         "From the head of a request to the head of its response."
     );
+    describe_histogram!("countersign_request_body_bytes", Unit::Bytes, "Bytes of request bodies.");
+    describe_histogram!("countersign_response_body_bytes", Unit::Bytes, "Bytes of response bodies.");
+    describe_histogram!(
+        "countersign_response_longest_gap_seconds",
+        Unit::Seconds,
+        "The longest time between two pieces of a response that came in several."
+    );
+    describe_counter!("countersign_requests_aborted_total", "Requests whose caller went away, by how far they were.");
+    describe_gauge!("countersign_upstream_connections_idle", "Upstream connections that can take a request.");
+    describe_gauge!("countersign_upstream_requests_waiting", "Requests that wait for an upstream connection.");
+    describe_counter!("countersign_http2_events_total", "Streams and connections that upstreams have ended.");
     describe_gauge!("countersign_connections_open", "Accepted connections that are open.");
     describe_gauge!("countersign_upstream_connections_open", "Connections to the app or to other workloads.");
     describe_counter!("countersign_connections_ended_total", "Connections that the sidecar ended, by reason.");
@@ -201,10 +212,3 @@ pub(crate) fn describe() {
 
 /// How many peers of a listener are told apart; more are counted together, under an empty name.
 const PEERS: usize = 100;
-
-const METHODS: [&str; 8] = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS", "other"];
-
-const STATUSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
-
-/// In the order of [`Blame`], after none.
-const FAULTS: [&str; 6] = ["none", "client", "policy", "upstream", "identity", "local"];

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::telemetry::Metrics;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body_util::Full;
@@ -16,7 +17,6 @@ use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -38,14 +38,14 @@ type Handler = Box<dyn Fn() -> BoxFuture<'static, Answer> + Send + Sync>;
 
 /// The routes of an admin endpoint.
 pub struct Admin {
-    metrics: PrometheusHandle,
+    metrics: Metrics,
     ready: Box<dyn Fn() -> Readiness + Send + Sync>,
     routes: BTreeMap<&'static str, (Method, Handler)>,
 }
 
 impl Admin {
     /// An endpoint with `/live`, `/ready` (200, or 503 and the reasons) and `/metrics`.
-    pub fn new(metrics: PrometheusHandle, ready: impl Fn() -> Readiness + Send + Sync + 'static) -> Self {
+    pub fn new(metrics: Metrics, ready: impl Fn() -> Readiness + Send + Sync + 'static) -> Self {
         Self { metrics, ready: Box::new(ready), routes: BTreeMap::new() }
     }
 

@@ -1,12 +1,15 @@
 //! Logs and metrics of the process.
 
+mod metrics;
+
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::BuildError;
 use tracing_subscriber::EnvFilter;
 
 use crate::Lifecycle;
+pub use metrics::{Metrics, Passing};
 
 /// The environment variable that filters the log (`info`, `countersign_proxy=debug`).
 pub const LOG_VARIABLE: &str = "COUNTERSIGN_LOG";
@@ -15,15 +18,35 @@ pub const LOG_VARIABLE: &str = "COUNTERSIGN_LOG";
 const SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0];
 
+/// Upper bounds of the buckets of every histogram in bytes.
+const BYTES: &[f64] = &[
+    64.0,
+    256.0,
+    1024.0,
+    4096.0,
+    16384.0,
+    65536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+    268_435_456.0,
+    1_073_741_824.0,
+];
+
 /// Why telemetry cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The variable [`LOG_VARIABLE`] is not a filter.
     #[error("{LOG_VARIABLE} is not a log filter: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    /// Another recorder is installed, or a bucket is wrong.
+    /// A bucket is wrong.
     #[error("metrics cannot be recorded: {0}")]
     Metrics(#[from] BuildError),
+    /// Another recorder is installed.
+    #[error("metrics are recorded already")]
+    Taken,
 }
 
 /// Starts the log: to standard error, as text on a terminal and else as one JSON object a line.
@@ -51,13 +74,12 @@ const UPKEEP: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Recording was started before.
-pub fn metrics() -> Result<PrometheusHandle, TelemetryError> {
-    let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?;
-    Ok(builder.install_recorder()?)
+pub fn metrics() -> Result<Metrics, TelemetryError> {
+    metrics::install()
 }
 
 /// Folds the samples of histograms into their buckets until the process stops.
-pub async fn upkeep(metrics: PrometheusHandle, lifecycle: Lifecycle) {
+pub async fn upkeep(metrics: Metrics, lifecycle: Lifecycle) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(UPKEEP) => metrics.run_upkeep(),

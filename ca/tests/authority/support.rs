@@ -9,6 +9,7 @@ use countersign_ca::{Config, Init, RunError, Serving, audit, init, start};
 use countersign_identity::tls::{Alpn, PeerVerifier, client_config};
 use countersign_identity::{Bundle, Bundles, SpiffeId, TrustDomain};
 use countersign_runtime::Lifecycle;
+use countersign_runtime::telemetry::Metrics;
 pub(crate) use countersign_testing::{DEADLINE, PROMPT};
 use countersign_wire::authority::attest_request::Evidence;
 use countersign_wire::authority::authority_client::AuthorityClient;
@@ -16,7 +17,6 @@ use countersign_wire::authority::{
     Acknowledgement, AttestRequest, Enrolled, IssueX509SvidRequest, JoinToken, Snapshot, UnixPeer,
 };
 use hyper_util::rt::TokioIo;
-use metrics_exporter_prometheus::PrometheusHandle;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tempfile::TempDir;
@@ -263,8 +263,8 @@ pub(crate) fn trust_domain() -> TrustDomain {
 }
 
 /// The metrics of this process, of all authorities in it.
-pub(crate) fn metrics() -> PrometheusHandle {
-    static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+pub(crate) fn metrics() -> Metrics {
+    static METRICS: OnceLock<Metrics> = OnceLock::new();
     METRICS.get_or_init(|| countersign_runtime::telemetry::metrics().unwrap()).clone()
 }
 

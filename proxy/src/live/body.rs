@@ -103,6 +103,8 @@ pub(crate) struct Body {
     source: Source,
     /// Ends the request's record when the body ends or is dropped.
     ticket: Option<Ticket>,
+    /// Whether it has ended, well or not.
+    ended: bool,
 }
 
 enum Source {
@@ -114,12 +116,12 @@ enum Source {
 impl Body {
     /// No body.
     pub(crate) fn empty() -> Self {
-        Self { source: Source::Empty, ticket: None }
+        Self { source: Source::Empty, ticket: None, ended: true }
     }
 
     /// A short text of our own.
     pub(crate) fn text(text: Bytes) -> Self {
-        Self { source: Source::Text(text), ticket: None }
+        Self { source: Source::Text(text), ticket: None, ended: true }
     }
 
     /// The text, if it is one of our own.
@@ -129,7 +131,8 @@ impl Body {
 
     /// The body of a response of the next hop; `blame` has the fault if it breaks.
     pub(crate) fn passed(received: Received, blame: Blame) -> Self {
-        Self { source: Source::Passed { received, blame }, ticket: None }
+        let ended = received.is_end_stream();
+        Self { source: Source::Passed { received, blame }, ticket: None, ended }
     }
 
     /// Keeps the request's record open until the body ends.
@@ -139,6 +142,7 @@ impl Body {
     }
 
     fn broke(&mut self, error: &BodyError, blame: Blame) {
+        self.ended = true;
         let Some(ticket) = &mut self.ticket else { return };
         let blame = match error {
             BodyError::Cut(Cut::Denied) => Blame::Policy,
@@ -149,6 +153,17 @@ impl Body {
             listener = %ticket.connection.listener.name, method = %ticket.flight.method, path = ticket.flight.path(),
             fault = blame.as_str(), %error, "a response ended early"
         );
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        // Nobody asks for the rest of it.
+        if let Some(ticket) = &mut self.ticket
+            && !self.ended
+        {
+            ticket.aborted();
+        }
     }
 }
 
@@ -177,7 +192,9 @@ impl HttpBody for Body {
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     guard::headers::sanitize_trailers(trailers);
+                    this.ended = true;
                 }
+                this.ended |= received.is_end_stream();
                 if let (Some(data), Some(ticket)) = (frame.data_ref(), &this.ticket) {
                     ticket.flight.moved_down(data.len());
                 }
@@ -188,7 +205,10 @@ impl HttpBody for Body {
                 this.broke(&error, blame);
                 Poll::Ready(Some(Err(error)))
             }
-            None => Poll::Ready(None),
+            None => {
+                this.ended = true;
+                Poll::Ready(None)
+            }
         }
     }
 

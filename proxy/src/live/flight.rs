@@ -6,9 +6,9 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
 use http::{Method, StatusCode};
@@ -18,6 +18,7 @@ use crate::access;
 use crate::fault::{Blame, Fault, Hop};
 use crate::load::Place;
 use crate::source::Outcome;
+use crate::telemetry::Ended;
 
 /// Why a request is ended by order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,9 @@ pub(crate) struct Flight {
     /// Bytes of the request and the response body.
     up: AtomicU64,
     down: AtomicU64,
+    /// When the last piece of the response came, and the longest time between two, both in microseconds.
+    last_piece: AtomicU64,
+    longest_gap: AtomicU64,
     /// What the reviewer saw last, and for how many looks nothing had moved or been answered.
     seen: AtomicU64,
     quiet: AtomicU32,
@@ -119,9 +123,22 @@ impl Flight {
         self.up.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Counts bytes of the response body.
+    /// Counts a piece of the response body. The clock is looked at from the second piece on: most responses have one.
     pub(crate) fn moved_down(&self, bytes: usize) {
-        self.down.fetch_add(bytes as u64, Ordering::Relaxed);
+        if self.down.fetch_add(bytes as u64, Ordering::Relaxed) == 0 {
+            return;
+        }
+        let now = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let before = self.last_piece.swap(now, Ordering::Relaxed);
+        if before > 0 {
+            self.longest_gap.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
+        }
+    }
+
+    /// The longest time between two pieces of the response body, if it had more than two.
+    fn longest_gap(&self) -> Option<Duration> {
+        let gap = self.longest_gap.load(Ordering::Relaxed);
+        (gap > 0).then(|| Duration::from_micros(gap))
     }
 
     /// Notes that the request body has ended.
@@ -205,8 +222,11 @@ pub(crate) struct Ticket {
     /// What the policy said.
     pub(crate) outcome: Option<Outcome>,
     status: Option<StatusCode>,
+    /// From its head to the head of the response.
+    first_byte: Option<Duration>,
     blame: Option<Blame>,
     withdrawn: bool,
+    aborted: bool,
 }
 
 impl Ticket {
@@ -224,6 +244,8 @@ impl Ticket {
             upgraded: AtomicBool::new(false),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
+            last_piece: AtomicU64::new(0),
+            longest_gap: AtomicU64::new(0),
             seen: AtomicU64::new(0),
             quiet: AtomicU32::new(0),
             unanswered: AtomicU32::new(0),
@@ -234,7 +256,17 @@ impl Ticket {
         let connection = Arc::clone(connection);
         let (flight_of, connection_of) = (Arc::clone(&flight), Arc::clone(&connection));
         let entered = Arc::new(Entered { flight: flight_of, connection: connection_of, places: OnceLock::new() });
-        Self { flight, connection, entered, outcome: None, status: None, blame: None, withdrawn: false }
+        Self {
+            flight,
+            connection,
+            entered,
+            outcome: None,
+            status: None,
+            first_byte: None,
+            blame: None,
+            withdrawn: false,
+            aborted: false,
+        }
     }
 
     /// Leaves no record: the request is entered anew by who goes on with it.
@@ -258,7 +290,13 @@ impl Ticket {
         self.status = Some(status);
         self.blame = blame;
         self.flight.answered.store(true, Ordering::SeqCst);
-        self.connection.listener.metrics.first_byte.record(self.flight.started.elapsed());
+        self.first_byte = Some(self.flight.started.elapsed());
+    }
+
+    /// Notes that the caller went away before the response had ended.
+    pub(crate) fn aborted(&mut self) {
+        self.aborted = true;
+        self.spoilt(Blame::Client);
     }
 
     /// Notes whose fault it is that the response ended early.
@@ -300,9 +338,22 @@ impl Drop for Ticket {
         };
         let flight = &self.flight;
         let took = flight.started.elapsed();
-        let metrics = &self.connection.listener.metrics;
-        metrics.duration.record(took);
-        self.connection.requests.count(&flight.method, status, blame);
+        let (up, down) = (flight.up.load(Ordering::Relaxed), flight.down.load(Ordering::Relaxed));
+        if self.aborted || self.status.is_none() {
+            let phase = if self.status.is_some() { "response" } else { "request" };
+            self.connection.listener.metrics.aborted(phase);
+        }
+        self.connection.requests.record(&Ended {
+            method: &flight.method,
+            status,
+            blame,
+            took,
+            first_byte: self.first_byte,
+            up,
+            down,
+            gap: flight.longest_gap(),
+            now: (flight.started + took).saturating_duration_since(*EPOCH).as_secs(),
+        });
         if self.connection.listener.access_log {
             access::log(&access::Line {
                 connection: &self.connection,
@@ -311,13 +362,16 @@ impl Drop for Ticket {
                 status,
                 blame,
                 outcome: self.outcome.as_ref(),
-                up: flight.up.load(Ordering::Relaxed),
-                down: flight.down.load(Ordering::Relaxed),
+                up,
+                down,
                 took,
             });
         }
     }
 }
+
+/// Where the clock begins that metrics are kept by.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// What nginx logs where the client closed the connection before the response.
 const CLIENT_CLOSED: u16 = 499;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use countersign_identity::{Identity, IdentityWatch, Peer, Refusal};
 use countersign_policy::Action;
 use countersign_runtime::Lifecycle;
-use metrics_exporter_prometheus::PrometheusHandle;
+use countersign_runtime::telemetry::Metrics;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -28,7 +28,7 @@ pub(crate) struct Reviewer {
     /// What is allowed.
     pub(crate) enforced: EnforcedWatch,
     /// Tidied up from time to time, or samples would pile up where nobody scrapes.
-    pub(crate) metrics: PrometheusHandle,
+    pub(crate) metrics: Metrics,
     /// When to end.
     pub(crate) lifecycle: Lifecycle,
 }

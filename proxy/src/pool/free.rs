@@ -105,6 +105,12 @@ impl Free {
         (links, shared.map(|(_, shared)| shared).collect())
     }
 
+    /// How many connections can take a request, and how many requests wait.
+    pub(super) fn numbers(&mut self) -> (usize, usize) {
+        let shared = self.shared.iter_mut().filter_map(|(_, shared)| shared.has_place().then_some(())).count();
+        (self.links.len() + shared, self.waiting.len())
+    }
+
     /// Notes that the next hop speaks no HTTP/1.1, or no HTTP/2.
     pub(super) fn refused(&mut self, http2: bool) {
         let refused = if http2 { &mut self.refused_http2 } else { &mut self.refused_http1 };

@@ -32,7 +32,7 @@ pub(super) struct Shared {
 /// What all streams of a connection share.
 struct Carrier {
     /// A stream can outlive the task of its connection, which is in the registry as long as any of both lives.
-    _entry: Arc<Entry>,
+    entry: Arc<Entry>,
     /// Streams under way, or kept for a request.
     streams: AtomicUsize,
     used: AtomicBool,
@@ -100,6 +100,15 @@ impl Stream {
     }
 }
 
+impl Place {
+    /// Counts what ended the stream, if its peer did.
+    pub(crate) fn note(&self, error: &h2::Error) {
+        if error.is_reset() && error.is_remote() {
+            self.0.entry.connection.listener.metrics.http2("reset", reason(error));
+        }
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
@@ -141,7 +150,7 @@ where
     let opened = timeout(limits.handshake, opened).await;
     let (sender, connection) = opened.map_err(|_| io::ErrorKind::TimedOut)?.map_err(into_io)?;
     let carrier = Arc::new(Carrier {
-        _entry: Arc::clone(&entry),
+        entry: Arc::clone(&entry),
         streams: AtomicUsize::new(0),
         used: AtomicBool::new(false),
         ended: AtomicBool::new(false),
@@ -151,6 +160,9 @@ where
     pool.lifecycle.spawn(async move {
         let ended = entry.connection.unless_closed(run(connection, outlet)).await;
         if let Some(Err(error)) = ended {
+            if error.is_go_away() && error.is_remote() {
+                entry.connection.listener.metrics.http2("goaway", reason(&error));
+            }
             tracing::debug!(listener = %entry.connection.listener.name, %error, "an upstream connection broke");
         }
         if let Some(carrier) = runs.upgrade() {
@@ -204,6 +216,27 @@ async fn falls_silent(asks: Option<PingPong>) {
             Ok(Err(_)) => return std::future::pending().await,
             Err(_) => return,
         }
+    }
+}
+
+/// The reason of a reset or of GOAWAY, as RFC 9113 (section 7) has it.
+fn reason(error: &h2::Error) -> &'static str {
+    match error.reason() {
+        Some(Reason::NO_ERROR) => "no_error",
+        Some(Reason::PROTOCOL_ERROR) => "protocol_error",
+        Some(Reason::INTERNAL_ERROR) => "internal_error",
+        Some(Reason::FLOW_CONTROL_ERROR) => "flow_control_error",
+        Some(Reason::SETTINGS_TIMEOUT) => "settings_timeout",
+        Some(Reason::STREAM_CLOSED) => "stream_closed",
+        Some(Reason::FRAME_SIZE_ERROR) => "frame_size_error",
+        Some(Reason::REFUSED_STREAM) => "refused_stream",
+        Some(Reason::CANCEL) => "cancel",
+        Some(Reason::COMPRESSION_ERROR) => "compression_error",
+        Some(Reason::CONNECT_ERROR) => "connect_error",
+        Some(Reason::ENHANCE_YOUR_CALM) => "enhance_your_calm",
+        Some(Reason::INADEQUATE_SECURITY) => "inadequate_security",
+        Some(Reason::HTTP_1_1_REQUIRED) => "http_1_1_required",
+        _ => "other",
     }
 }
 

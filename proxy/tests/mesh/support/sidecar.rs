@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use countersign_identity::TrustDomain;
 use countersign_proxy::{Config, ProxyError, Surroundings, run};
 use countersign_runtime::Lifecycle;
-use metrics_exporter_prometheus::PrometheusHandle;
+use countersign_runtime::telemetry::Metrics;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -39,8 +39,8 @@ pub(crate) struct Pair {
 }
 
 /// The metrics of this test process; every sidecar of it records into them.
-pub(crate) fn metrics() -> PrometheusHandle {
-    static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+pub(crate) fn metrics() -> Metrics {
+    static METRICS: OnceLock<Metrics> = OnceLock::new();
     METRICS.get_or_init(|| countersign_runtime::telemetry::metrics().unwrap()).clone()
 }
 
