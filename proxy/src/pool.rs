@@ -167,11 +167,12 @@ impl Pool {
             return Ok(way);
         }
         let (sender, receiver) = oneshot::channel();
-        {
+        let left = {
             let mut free = self.free();
             free.waiting.push_back(sender);
-            self.open_for_waiting(&mut free);
-        }
+            self.open_for_waiting(&mut free)
+        };
+        drop(left);
         receiver.await.unwrap_or(Err(Fault::Stopping))
     }
 
@@ -233,10 +234,9 @@ impl Pool {
             if free.waiting.is_empty() {
                 return;
             }
-            let identity = self.identity();
-            let left = free.hand_on_streams(identity.as_ref());
-            self.open_for_waiting(&mut free);
-            left
+            let left = free.hand_on_streams(self.identity().as_ref());
+            let more = self.open_for_waiting(&mut free);
+            (left, more)
         };
         drop(left);
     }

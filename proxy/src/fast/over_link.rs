@@ -156,7 +156,7 @@ impl<T: Wire> OverLink<'_, T> {
             if upward.written < up.head.bytes().len() {
                 let rest = up.head.bytes().get(upward.written..).unwrap_or_default();
                 upward.written += ready!(Pin::new(&mut link.io).poll_write(cx, rest)).map_err(End::Broke)?;
-                (upward.sent, upward.unflushed) = (true, true);
+                (upward.sent, upward.unflushed, link.io.unfinished) = (true, true, true);
                 continue;
             }
             if !keeps_head && !up.head.is_empty() {
@@ -199,6 +199,7 @@ impl<T: Wire> OverLink<'_, T> {
             ready!(Pin::new(&mut link.io).poll_flush(cx)).map_err(End::Broke)?;
             upward.unflushed = false;
         }
+        link.io.unfinished = !up.body.has_ended();
         if up.body.has_ended() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 

@@ -77,6 +77,11 @@ impl<T> Metered<T> {
         Self { io, traffic }
     }
 
+    /// What it reads from and writes to.
+    pub(crate) fn get_ref(&self) -> &T {
+        &self.io
+    }
+
     fn sent(&self, written: &Poll<io::Result<usize>>) {
         if let Poll::Ready(Ok(count)) = written {
             self.traffic.sent.fetch_add(*count as u64, Ordering::Relaxed);

@@ -136,7 +136,7 @@ impl Free {
 }
 
 /// How long a shared connection without a request is kept.
-const IDLE_SHARED: Duration = Duration::from_secs(60);
+const IDLE_SHARED: Duration = Duration::from_secs(15);
 
 /// How long it is remembered what the next hop does not speak: it may be another one after a deployment.
 const REMEMBERED: Duration = Duration::from_secs(60);

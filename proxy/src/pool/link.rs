@@ -28,8 +28,15 @@ pub(crate) struct Link {
     pub(crate) patience: Duration,
 }
 
-/// To the app, or to another workload.
-pub(crate) enum Io {
+/// A connection to the app, or to another workload.
+pub(crate) struct Io {
+    wire: Wire,
+    /// Whether a request is being written. Dropped so, the connection ends with a reset: an orderly end would wait behind
+    /// what was written and is not read.
+    pub(crate) unfinished: bool,
+}
+
+enum Wire {
     App(Metered<TcpStream>),
     Mesh(Box<TlsStream>),
 }
@@ -70,20 +77,43 @@ impl Link {
     }
 }
 
+impl Io {
+    pub(super) fn app(io: Metered<TcpStream>) -> Self {
+        Self { wire: Wire::App(io), unfinished: false }
+    }
+
+    pub(super) fn mesh(io: TlsStream) -> Self {
+        Self { wire: Wire::Mesh(Box::new(io)), unfinished: false }
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        if self.unfinished {
+            let tcp = match &self.wire {
+                Wire::App(io) => io.get_ref(),
+                Wire::Mesh(io) => io.get_ref().0.get_ref().get_ref(),
+            };
+            // It fails only if the connection is gone already.
+            let _ = tcp.set_zero_linger();
+        }
+    }
+}
+
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::App(io) => Pin::new(io).poll_read(cx, buffer),
-            Self::Mesh(io) => Pin::new(io).poll_read(cx, buffer),
+        match &mut self.get_mut().wire {
+            Wire::App(io) => Pin::new(io).poll_read(cx, buffer),
+            Wire::Mesh(io) => Pin::new(io).poll_read(cx, buffer),
         }
     }
 }
 
 impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::App(io) => Pin::new(io).poll_write(cx, bytes),
-            Self::Mesh(io) => Pin::new(io).poll_write(cx, bytes),
+        match &mut self.get_mut().wire {
+            Wire::App(io) => Pin::new(io).poll_write(cx, bytes),
+            Wire::Mesh(io) => Pin::new(io).poll_write(cx, bytes),
         }
     }
 
@@ -92,30 +122,30 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::App(io) => Pin::new(io).poll_write_vectored(cx, slices),
-            Self::Mesh(io) => Pin::new(io).poll_write_vectored(cx, slices),
+        match &mut self.get_mut().wire {
+            Wire::App(io) => Pin::new(io).poll_write_vectored(cx, slices),
+            Wire::Mesh(io) => Pin::new(io).poll_write_vectored(cx, slices),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::App(io) => io.is_write_vectored(),
-            Self::Mesh(io) => io.is_write_vectored(),
+        match &self.wire {
+            Wire::App(io) => io.is_write_vectored(),
+            Wire::Mesh(io) => io.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::App(io) => Pin::new(io).poll_flush(cx),
-            Self::Mesh(io) => Pin::new(io).poll_flush(cx),
+        match &mut self.get_mut().wire {
+            Wire::App(io) => Pin::new(io).poll_flush(cx),
+            Wire::Mesh(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::App(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Mesh(io) => Pin::new(io).poll_shutdown(cx),
+        match &mut self.get_mut().wire {
+            Wire::App(io) => Pin::new(io).poll_shutdown(cx),
+            Wire::Mesh(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use super::free::Free;
 use super::link::{Io, Link};
 use super::proof::Proof;
-use super::shared::{self, Shared};
+use super::shared::{self, Shared, Stream};
 use super::{Mesh, Pool, Target};
 use crate::config::Address;
 use crate::dial::{Secured, dial_app};
@@ -47,13 +47,17 @@ impl Pool {
         }
     }
 
-    /// Opens connections for those who wait: a few links at a time, or one that all of them can share.
-    pub(super) fn open_for_waiting(self: &Arc<Self>, free: &mut MutexGuard<'_, Free>) {
+    /// Opens connections for those who wait: a few links at a time, or one that all of them can share. What is returned
+    /// is to be dropped outside of the lock.
+    #[must_use]
+    pub(super) fn open_for_waiting(self: &Arc<Self>, free: &mut MutexGuard<'_, Free>) -> Option<Stream> {
         if free.waiting.is_empty() {
-            return;
+            return None;
         }
         if self.prefers_streams(free) {
-            if !free.opening_shared {
+            // There was no crowd, perhaps, when they began to wait.
+            let left = free.hand_on_streams(self.identity().as_ref());
+            if !free.waiting.is_empty() && !free.opening_shared {
                 free.opening_shared = true;
                 let pool = Arc::clone(self);
                 // A task of its own, so that a caller who goes away does not end it for the others.
@@ -65,7 +69,7 @@ impl Pool {
                     pool.opened_shared(opened);
                 });
             }
-            return;
+            return left;
         }
         while free.opening_links < free.waiting.len().min(OPENING) {
             free.opening_links += 1;
@@ -78,6 +82,7 @@ impl Pool {
                 pool.opened_link(opened);
             });
         }
+        None
     }
 
     fn opened_link(self: &Arc<Self>, opened: Result<Link, Fault>) {
@@ -93,34 +98,27 @@ impl Pool {
             }
             Err(fault) => free.fail(&fault, false),
         }
-        self.open_for_waiting(&mut free);
+        let left = self.open_for_waiting(&mut free);
+        drop(free);
+        drop(left);
     }
 
     fn opened_shared(self: &Arc<Self>, opened: Result<Shared, Fault>) {
-        let identity = self.identity();
         let left = {
             let mut free = self.free();
             free.opening_shared = false;
-            let left = match opened {
-                Ok(shared) => {
-                    free.put(shared);
-                    free.hand_on_streams(identity.as_ref())
-                }
+            match opened {
+                Ok(shared) => free.put(shared),
                 Err(fault @ Fault::OtherProtocol { .. }) => {
                     free.refused(true);
                     if !self.has_links() || free.no_http1() {
                         free.fail(&fault, true);
                     }
-                    None
                 }
-                Err(fault) => {
-                    // They waited for it together.
-                    free.fail(&fault, true);
-                    None
-                }
-            };
-            self.open_for_waiting(&mut free);
-            left
+                // They waited for it together.
+                Err(fault) => free.fail(&fault, true),
+            }
+            self.open_for_waiting(&mut free)
         };
         drop(left);
     }
@@ -129,12 +127,12 @@ impl Pool {
         match &self.target {
             Target::App { address, .. } => {
                 let (io, entry) = self.open_app(address).await?;
-                Ok(Link::new(Io::App(io), entry, None))
+                Ok(Link::new(Io::app(io), entry, None))
             }
             Target::Mesh(mesh) => {
                 let (secured, entry) = self.open_http1(mesh).await?;
                 let proof = Some(Proof::of(&secured));
-                Ok(Link::new(Io::Mesh(Box::new(secured.stream)), entry, proof))
+                Ok(Link::new(Io::mesh(secured.stream), entry, proof))
             }
         }
     }

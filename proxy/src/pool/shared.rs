@@ -258,11 +258,13 @@ pub(crate) fn is_unprocessed(error: &h2::Error) -> bool {
 /// behind streams that may last for hours.
 const STREAMS: usize = 250;
 
-/// How many bytes of one stream may be on their way.
-pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
+/// How many bytes of one stream may be on their way: the protocol's own default. More would be held for each stream
+/// whose reader is slow; what is large goes over links as long as there is no crowd.
+pub(crate) const STREAM_WINDOW: u32 = 65_535;
 
-/// How many bytes of all streams of a connection may be on their way.
-pub(crate) const CONNECTION_WINDOW: u32 = 4 << 20;
+/// How many bytes of all streams of a connection may be on their way: as many as all of them together, or those whose
+/// reader is slow would keep the others from theirs.
+pub(crate) const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS as u32;
 
 /// How many bytes of one request may wait to be sent.
 const SEND_BUFFER: usize = 256 << 10;

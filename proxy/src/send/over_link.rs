@@ -165,7 +165,7 @@ impl Talk {
             if self.written < self.out.bytes().len() {
                 let rest = self.out.bytes().get(self.written..).unwrap_or_default();
                 self.written += ready!(Pin::new(&mut self.link.io).poll_write(cx, rest))?;
-                (self.sent, self.unflushed) = (true, true);
+                (self.sent, self.unflushed, self.link.io.unfinished) = (true, true, true);
                 continue;
             }
             self.out.clear();
@@ -195,6 +195,7 @@ impl Talk {
             ready!(Pin::new(&mut self.link.io).poll_flush(cx))?;
             self.unflushed = false;
         }
+        self.link.io.unfinished = self.body.is_some();
         if self.body.is_none() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 

@@ -56,12 +56,13 @@ async fn workload(authority: &Authority, dead: usize) -> App {
     let issued = authority.issue(SERVER);
     let key = PrivateKeyDer::try_from(issued.key).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(vec![CertificateDer::from(issued.leaf)], key)
         .unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let (config, accepted) = (Arc::new(config), Arc::new(AtomicUsize::new(0)));
     App::tcp(move |tcp| {
         let (config, number) = (Arc::clone(&config), accepted.fetch_add(1, Ordering::SeqCst));
