@@ -89,6 +89,7 @@ fn show_config(config: &Config) -> Answer {
             "listen": inbound.listen.to_string(),
             "app": inbound.app.to_string(),
             "protocol": inbound.protocol.as_str(),
+            "paths": inbound.paths.as_str(),
         })
     });
     let outbound = config.outbound.iter().map(|outbound| {
@@ -98,6 +99,7 @@ fn show_config(config: &Config) -> Answer {
             "to": outbound.to.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "identity": outbound.identity.to_string(),
             "protocol": outbound.protocol.as_str(),
+            "paths": outbound.paths.as_str(),
         })
     });
     let policy = match &config.policy {

@@ -278,8 +278,10 @@ impl Caller {
 
     /// The guard, then the policy, then whether there is room.
     fn admit(&self, parts: &http::request::Parts, ticket: &mut Ticket) -> Result<(), Fault> {
-        let Listener { limits, load, .. } = &*self.inbound.listener;
-        guard::check(parts).and_then(|()| guard::check_number(parts, limits.headers)).map_err(Fault::Refused)?;
+        let Listener { limits, load, paths, .. } = &*self.inbound.listener;
+        guard::check(parts, *paths)
+            .and_then(|()| guard::check_number(parts, limits.headers))
+            .map_err(Fault::Refused)?;
         let action = Action::Http { method: parts.method.as_str(), path: parts.uri.path() };
         ticket.outcome = Some(self.inbound.authorize(&self.peer, action)?);
         let of_peer = self.share.requests.enter(Limits::share(limits.requests)).ok_or(Fault::Full)?;

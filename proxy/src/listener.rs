@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use countersign_identity::{IdentityWatch, SpiffeId};
 
 use crate::config::{Inbound, Limits, Outbound};
+use crate::guard::Paths;
 use crate::load::Load;
 use crate::quota::Quota;
 use crate::telemetry::ListenerMetrics;
@@ -29,6 +30,8 @@ pub(crate) struct Listener {
     pub(crate) expected: Option<SpiffeId>,
     /// Who we are.
     pub(crate) identity: IdentityWatch,
+    /// Which paths may be asked for.
+    pub(crate) paths: Paths,
     /// Its limits.
     pub(crate) limits: Limits,
     /// What it may serve at once is counted here; a changed listener has the counts of the one before.
@@ -66,14 +69,14 @@ impl Direction {
 
 impl Listener {
     pub(crate) fn inbound(config: &Inbound, common: Common) -> Arc<Self> {
-        Self::new(&config.name, Direction::Inbound, None, common)
+        Self::new(&config.name, Direction::Inbound, None, config.paths, common)
     }
 
     pub(crate) fn outbound(config: &Outbound, common: Common) -> Arc<Self> {
-        Self::new(&config.name, Direction::Outbound, Some(config.identity.clone()), common)
+        Self::new(&config.name, Direction::Outbound, Some(config.identity.clone()), config.paths, common)
     }
 
-    fn new(name: &str, direction: Direction, expected: Option<SpiffeId>, common: Common) -> Arc<Self> {
+    fn new(name: &str, direction: Direction, expected: Option<SpiffeId>, paths: Paths, common: Common) -> Arc<Self> {
         let Common { identity, limits, load, access_log } = common;
         let name: Arc<str> = name.into();
         let metrics = ListenerMetrics::new(direction, &name);
@@ -84,6 +87,7 @@ impl Listener {
             direction,
             expected,
             identity,
+            paths,
             limits,
             load,
             access_log,

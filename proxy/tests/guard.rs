@@ -1,13 +1,14 @@
 //! Raw requests through the guard to a real hyper: what the service sees is what was meant, or a refusal.
 //!
-//! The requests are rows of `guard/requests.txt`; anyone can add one.
+//! The requests are rows of `guard/requests.txt`, and of `guard/encoded.txt` for a listener with `paths: encoded`; anyone
+//! can add one.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "guard/harness.rs"]
 mod harness;
 
-use countersign_proxy::guard::{Ambiguous, Framed, HeadLimits, Malformed, check};
-use harness::serve;
+use countersign_proxy::guard::{Ambiguous, Framed, HeadLimits, Malformed, Paths, check};
+use harness::{Seen, serve, serve_paths};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -19,6 +20,13 @@ struct Row {
     name: &'static str,
     expected: Vec<&'static str>,
     raw: Vec<u8>,
+    paths: Paths,
+}
+
+impl Row {
+    fn serve(&self, pieces: &[&[u8]]) -> Seen {
+        serve_paths(pieces, self.paths)
+    }
 }
 
 #[test]
@@ -26,7 +34,7 @@ fn every_request_is_seen_as_it_was_meant_or_refused_for_the_reason_named() {
     let wrong: Vec<String> = rows()
         .into_iter()
         .filter_map(|row| {
-            let seen = serve(&[&row.raw]).requests;
+            let seen = row.serve(&[&row.raw]).requests;
             (seen != row.expected).then(|| format!("{}: expected {:?}, seen {seen:?}", row.name, row.expected))
         })
         .collect();
@@ -36,14 +44,14 @@ fn every_request_is_seen_as_it_was_meant_or_refused_for_the_reason_named() {
 #[test]
 fn the_verdict_does_not_depend_on_how_the_bytes_arrive() {
     for row in rows() {
-        let whole = serve(&[&row.raw]);
+        let whole = row.serve(&[&row.raw]);
         let bytes: Vec<&[u8]> = row.raw.chunks(1).collect();
-        assert_eq!(serve(&bytes), whole, "{}: byte by byte", row.name);
+        assert_eq!(row.serve(&bytes), whole, "{}: byte by byte", row.name);
         // Long rows are long by repetition: what matters is at both ends.
         let ends = row.raw.len().saturating_sub(300);
         for at in (1..row.raw.len()).filter(|at| *at < 300 || *at > ends) {
             let (left, right) = row.raw.split_at(at);
-            assert_eq!(serve(&[left, right]), whole, "{}: split at {at}", row.name);
+            assert_eq!(row.serve(&[left, right]), whole, "{}: split at {at}", row.name);
         }
     }
 }
@@ -51,7 +59,7 @@ fn the_verdict_does_not_depend_on_how_the_bytes_arrive() {
 #[test]
 fn a_connection_is_closed_after_a_refused_head_or_body() {
     for row in rows() {
-        let seen = serve(&[&row.raw]);
+        let seen = row.serve(&[&row.raw]);
         let Some(last) = row.expected.last() else { continue };
         if last.contains('~') && !last.ends_with("~eof") {
             assert!(seen.closed, "{}: the connection stays open", row.name);
@@ -132,7 +140,7 @@ async fn a_refusal_reaches_a_client_that_had_sent_more_than_its_head() {
     let (server, _) = listener.accept().await.unwrap();
     let io = TokioIo::new(Framed::new(server, HeadLimits::default()));
     let service = service_fn(|request: Request<Incoming>| async move {
-        let refused = check(&request.into_parts().0).unwrap_err();
+        let refused = check(&request.into_parts().0, Paths::Strict).unwrap_err();
         Response::builder().status(400).body(refused.reason().to_owned())
     });
     http1::Builder::new().serve_connection(io, service).await.unwrap();
@@ -145,13 +153,16 @@ async fn a_refusal_reaches_a_client_that_had_sent_more_than_its_head() {
 /// `name | what the service sees, in order | raw bytes`. In the raw bytes `\r`, `\n`, `\t`, `\\` and `\xHH` are
 /// escapes, and `\<text*1000>` repeats.
 fn rows() -> Vec<Row> {
-    let lines = include_str!("guard/requests.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let files =
+        [(include_str!("guard/requests.txt"), Paths::Strict), (include_str!("guard/encoded.txt"), Paths::Encoded)];
+    let lines = files.into_iter().flat_map(|(file, paths)| file.lines().map(move |line| (line, paths)));
     lines
-        .map(|line| {
+        .filter(|(line, _)| !line.is_empty() && !line.starts_with('#'))
+        .map(|(line, paths)| {
             let mut columns = line.splitn(3, " | ");
             let (name, expected, raw) = (columns.next().unwrap(), columns.next().unwrap(), columns.next().expect(line));
             let expected = expected.split(", ").filter(|expected| *expected != "nothing").collect();
-            Row { name, expected, raw: unescape(raw) }
+            Row { name, expected, raw: unescape(raw), paths }
         })
         .collect()
 }

@@ -6,6 +6,7 @@ use countersign_config::{Table, Value};
 use countersign_identity::{SpiffeId, TrustDomain};
 
 use super::{Address, Taken};
+use crate::guard::Paths;
 
 /// What the app speaks. It is declared, never guessed from the bytes of a TLS connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct Inbound {
     pub app: Address,
     /// What the app speaks.
     pub protocol: Protocol,
+    /// Which paths may be asked for.
+    pub paths: Paths,
 }
 
 /// Where the app reaches another workload.
@@ -44,6 +47,8 @@ pub struct Outbound {
     pub identity: SpiffeId,
     /// What the app speaks.
     pub protocol: Protocol,
+    /// Which paths may be asked for.
+    pub paths: Paths,
 }
 
 impl Protocol {
@@ -81,8 +86,9 @@ impl Inbound {
             ))
         });
         let protocol = Protocol::read(&table);
+        let paths = paths(&table, protocol);
         allow_remote?;
-        Some(Self { name: name?, listen: listen?.1, app: app?, protocol: protocol? })
+        Some(Self { name: name?, listen: listen?.1, app: app?, protocol: protocol?, paths: paths? })
     }
 }
 
@@ -106,8 +112,9 @@ impl Outbound {
         });
         let identity = table.required("identity").and_then(|value| identity(&value, trust_domain));
         let protocol = Protocol::read(&table);
+        let paths = paths(&table, protocol);
         allow_remote?;
-        Some(Self { name: name?, listen: listen?, to: to?, identity: identity?, protocol: protocol? })
+        Some(Self { name: name?, listen: listen?, to: to?, identity: identity?, protocol: protocol?, paths: paths? })
     }
 }
 
@@ -127,6 +134,14 @@ fn listen<'a>(table: &Table<'a>, taken: &mut Taken) -> Option<(Value<'a>, Socket
     let address: SocketAddr = value.parse()?;
     taken.address(&value, address)?;
     Some((value, address))
+}
+
+fn paths(table: &Table<'_>, protocol: Option<Protocol>) -> Option<Paths> {
+    let Some(value) = table.optional("paths") else { return Some(Paths::default()) };
+    if protocol == Some(Protocol::Tcp) {
+        return value.problem("says which paths may be asked for, and of tcp nothing is known");
+    }
+    value.one_of(&[("strict", Paths::Strict), ("encoded", Paths::Encoded)])
 }
 
 /// Whether the plain side of the listener may leave this host.

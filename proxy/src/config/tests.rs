@@ -1,6 +1,7 @@
 use countersign_config::Document;
 
 use super::*;
+use crate::guard::Paths;
 
 fn read(text: &str) -> Result<Config, String> {
     let document = Document::parse("/etc/dir/sidecar.yaml", text).unwrap();
@@ -22,7 +23,7 @@ fn an_empty_file_is_a_sidecar_with_defaults() {
 #[test]
 fn every_key_is_read() {
     let config = read(
-        "inbound:\n- { name: a, listen: 0.0.0.0:15443, app: localhost:80, protocol: grpc }\n\
+        "inbound:\n- { name: a, listen: 0.0.0.0:15443, app: localhost:80, protocol: grpc, paths: encoded }\n\
          outbound:\n- { name: b, listen: 127.0.0.1:1, to: [b:15443, '[::1]:2'], identity: /ns/b, protocol: tcp }\n\
          policy: policy.yaml\nadmin: { listen: 127.0.0.1:9 }\ndrain: { grace: 5s }\naccess_log: true\n\
          limits: { connections: 5, requests: 7, idle: 1h }\n",
@@ -31,6 +32,7 @@ fn every_key_is_read() {
     assert_eq!(config.policy, PolicyFrom::File("/etc/dir/policy.yaml".into()));
     assert_eq!(config.outbound[0].to[0], Address::Name("b".into(), 15443));
     assert_eq!(config.outbound[0].identity.to_string(), "spiffe://a.example/ns/b");
+    assert_eq!((config.inbound[0].paths, config.outbound[0].paths), (Paths::Encoded, Paths::Strict));
     assert_eq!(config.grace, Duration::from_secs(5));
     assert_eq!(config.limits.requests, 7);
     assert_eq!((config.limits.connections, config.limits.idle), (5, Duration::from_secs(3600)));
@@ -59,6 +61,15 @@ fn the_plain_side_stays_on_this_host_unless_allowed() {
     let inbound = "inbound:\n- { name: a, listen: 0.0.0.0:1, app: 10.0.0.1:1, protocol: http }";
     assert!(read(inbound).unwrap_err().contains("is not on this host"));
     assert!(read("admin: { listen: 0.0.0.0:1 }").unwrap_err().contains("no sign-in"));
+}
+
+#[test]
+fn paths_are_of_http_alone() {
+    let outbound =
+        "outbound:\n- { name: a, listen: 127.0.0.1:1, to: b:1, identity: /b, protocol: tcp, paths: encoded }";
+    assert!(read(outbound).unwrap_err().contains("of tcp nothing is known"));
+    let error = read(&INBOUND.replace("http", "http, paths: loose")).unwrap_err();
+    assert!(error.contains("\"loose\" is not one of strict, encoded"), "{error}");
 }
 
 #[test]
