@@ -45,6 +45,23 @@ pub async fn nginx(directory: &Path, server: &str, listens: SocketAddr) -> Proce
     process
 }
 
+/// HAProxy with `sections` (its frontends and backends).
+pub async fn haproxy(directory: &Path, sections: &str, listens: SocketAddr) -> Process {
+    std::fs::create_dir_all(directory).unwrap();
+    let config = format!(
+        "global\n    nbthread 1\n    maxconn 1000\n    tune.bufsize 131072\n    tune.http.maxhdr 200\n\
+         defaults\n    mode http\n    option http-no-delay\n    http-reuse always\n    timeout connect 5s\n    \
+         timeout client 60s\n    timeout server 60s\n    timeout http-keep-alive 60s\n{sections}\n"
+    );
+    std::fs::write(directory.join("haproxy.cfg"), config).unwrap();
+    let haproxy = ["/usr/sbin/haproxy", "/usr/bin/haproxy"].into_iter().find(|path| Path::new(path).exists());
+    let mut command = Command::new(haproxy.expect("haproxy is missing: run integration/peers/setup"));
+    command.arg("-db").arg("-f").arg(directory.join("haproxy.cfg"));
+    let process = Process::start(&mut command, &directory.join("log"));
+    listening("HAProxy", listens, &process).await;
+    process
+}
+
 /// OpenBao in dev mode, with the root token `root`. Returns its address.
 pub async fn openbao(directory: &Path) -> (Process, SocketAddr) {
     std::fs::create_dir_all(directory).unwrap();

@@ -19,6 +19,7 @@ mod fast;
 mod fault;
 pub mod guard;
 mod inbound;
+mod introduced;
 mod listener;
 mod listeners;
 mod live;
@@ -32,5 +33,5 @@ mod source;
 mod telemetry;
 mod tunnel;
 
-pub use config::{Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol};
+pub use config::{AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol};
 pub use proxy::{ProxyError, Surroundings, run};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use countersign_identity::{IdentityWatch, SpiffeId};
 
-use crate::config::{Inbound, Limits, Outbound};
+use crate::config::{AcceptProxyProtocol, Inbound, Limits, Outbound};
 use crate::guard::Paths;
 use crate::load::Load;
 use crate::quota::Quota;
@@ -32,6 +32,8 @@ pub(crate) struct Listener {
     pub(crate) identity: IdentityWatch,
     /// Which paths may be asked for.
     pub(crate) paths: Paths,
+    /// From whom a PROXY header is taken.
+    pub(crate) accept_proxy_protocol: Option<AcceptProxyProtocol>,
     /// Its limits.
     pub(crate) limits: Limits,
     /// What it may serve at once is counted here; a changed listener has the counts of the one before.
@@ -69,14 +71,23 @@ impl Direction {
 
 impl Listener {
     pub(crate) fn inbound(config: &Inbound, common: Common) -> Arc<Self> {
-        Self::new(&config.name, Direction::Inbound, None, config.paths, common)
+        let accepts = config.accept_proxy_protocol.clone();
+        Self::new(&config.name, Direction::Inbound, None, config.paths, accepts, common)
     }
 
     pub(crate) fn outbound(config: &Outbound, common: Common) -> Arc<Self> {
-        Self::new(&config.name, Direction::Outbound, Some(config.identity.clone()), config.paths, common)
+        let accepts = config.accept_proxy_protocol.clone();
+        Self::new(&config.name, Direction::Outbound, Some(config.identity.clone()), config.paths, accepts, common)
     }
 
-    fn new(name: &str, direction: Direction, expected: Option<SpiffeId>, paths: Paths, common: Common) -> Arc<Self> {
+    fn new(
+        name: &str,
+        direction: Direction,
+        expected: Option<SpiffeId>,
+        paths: Paths,
+        accept_proxy_protocol: Option<AcceptProxyProtocol>,
+        common: Common,
+    ) -> Arc<Self> {
         let Common { identity, limits, load, access_log } = common;
         let name: Arc<str> = name.into();
         let metrics = ListenerMetrics::new(direction, &name);
@@ -88,6 +99,7 @@ impl Listener {
             expected,
             identity,
             paths,
+            accept_proxy_protocol,
             limits,
             load,
             access_log,

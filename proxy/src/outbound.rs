@@ -72,7 +72,7 @@ impl Outbound {
 
     /// Serves one connection of the app until it ends.
     pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted) {
-        let Accepted { stream: tcp, remote, place: _place } = accepted;
+        let Accepted { stream: tcp, remote, place: _place, .. } = accepted;
         let traffic = Arc::new(Traffic::default());
         let kind = if self.protocol == Protocol::Tcp { Kind::Tcp } else { Kind::Http };
         let connection = Connection::new(Arc::clone(&self.listener), kind, None, remote, None, Arc::clone(&traffic));

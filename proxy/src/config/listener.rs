@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use countersign_config::{Table, Value};
 use countersign_identity::{SpiffeId, TrustDomain};
 
-use super::{Address, Taken};
+use super::{AcceptProxyProtocol, Address, Taken, proxy_protocol};
 use crate::guard::Paths;
 
 /// What the app speaks. It is declared, never guessed from the bytes of a TLS connection.
@@ -32,6 +32,10 @@ pub struct Inbound {
     pub protocol: Protocol,
     /// Which paths may be asked for.
     pub paths: Paths,
+    /// From whom a PROXY header is taken.
+    pub accept_proxy_protocol: Option<AcceptProxyProtocol>,
+    /// Whether the app is sent a PROXY header.
+    pub send_proxy_protocol: bool,
 }
 
 /// Where the app reaches another workload.
@@ -49,6 +53,8 @@ pub struct Outbound {
     pub protocol: Protocol,
     /// Which paths may be asked for.
     pub paths: Paths,
+    /// From whom a PROXY header is taken.
+    pub accept_proxy_protocol: Option<AcceptProxyProtocol>,
 }
 
 impl Protocol {
@@ -87,8 +93,18 @@ impl Inbound {
         });
         let protocol = Protocol::read(&table);
         let paths = paths(&table, protocol);
+        let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
+        let send_proxy_protocol = proxy_protocol::sends(&table, protocol);
         allow_remote?;
-        Some(Self { name: name?, listen: listen?.1, app: app?, protocol: protocol?, paths: paths? })
+        Some(Self {
+            name: name?,
+            listen: listen?.1,
+            app: app?,
+            protocol: protocol?,
+            paths: paths?,
+            accept_proxy_protocol: accept_proxy_protocol?,
+            send_proxy_protocol: send_proxy_protocol?,
+        })
     }
 }
 
@@ -113,8 +129,17 @@ impl Outbound {
         let identity = table.required("identity").and_then(|value| identity(&value, trust_domain));
         let protocol = Protocol::read(&table);
         let paths = paths(&table, protocol);
+        let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
         allow_remote?;
-        Some(Self { name: name?, listen: listen?, to: to?, identity: identity?, protocol: protocol?, paths: paths? })
+        Some(Self {
+            name: name?,
+            listen: listen?,
+            to: to?,
+            identity: identity?,
+            protocol: protocol?,
+            paths: paths?,
+            accept_proxy_protocol: accept_proxy_protocol?,
+        })
     }
 }
 

@@ -73,6 +73,42 @@ fn paths_are_of_http_alone() {
 }
 
 #[test]
+fn a_proxy_header_is_taken_from_named_networks_and_sent_over_connections_that_are_not_shared() {
+    let inbound = |more: &str| format!("inbound:\n- {{ name: a, listen: 0.0.0.0:1, app: 127.0.0.1:2, {more} }}\n");
+    let accept = |from: &str| inbound(&format!("protocol: http, accept_proxy_protocol: {{ {from} }}"));
+    let config = read(&accept("from: [10.0.0.0/8, 192.0.2.7, '2001:db8::/32']")).unwrap();
+    let accepts = config.inbound[0].accept_proxy_protocol.as_ref().unwrap();
+    for (address, is_from) in [
+        ("10.1.2.3", true),
+        ("::ffff:10.1.2.3", true),
+        ("192.0.2.7", true),
+        ("192.0.2.8", false),
+        ("2001:db8::1", true),
+    ] {
+        assert_eq!(accepts.from(address.parse().unwrap()), is_from, "{address}");
+    }
+    assert!(accepts.others_are_refused());
+    let direct = read(&accept("from: 10.0.0.1, others: direct")).unwrap();
+    assert!(!direct.inbound[0].accept_proxy_protocol.as_ref().unwrap().others_are_refused());
+    for (from, problem) in [
+        ("from: []", "names no address"),
+        ("from: 10.0.0.1/8", "did you mean 10.0.0.0/8?"),
+        ("from: lb.internal", "neither an IP address nor a network"),
+        ("others: direct", "key \"from\" is missing"),
+        ("from: 10.0.0.1, others: maybe", "is not one of refuse, direct"),
+    ] {
+        let error = read(&accept(from)).unwrap_err();
+        assert!(error.contains(problem), "{problem:?} is not in\n{error}");
+    }
+    assert!(read(&inbound("protocol: tcp, send_proxy_protocol: v2")).unwrap().inbound[0].send_proxy_protocol);
+    for protocol in ["http", "grpc"] {
+        let error = read(&inbound(&format!("protocol: {protocol}, send_proxy_protocol: v2"))).unwrap_err();
+        assert!(error.contains("shared by callers unless protocol is tcp"), "{error}");
+    }
+    assert!(read(&inbound("protocol: tcp, send_proxy_protocol: v1")).unwrap_err().contains("is not one of v2"));
+}
+
+#[test]
 fn every_mistake_is_named_in_one_run() {
     let error = read(
         "inbound:\n- { nam: a, listen: nowhere, app: b, protocol: htp }\n\
