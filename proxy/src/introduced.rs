@@ -78,23 +78,22 @@ pub(crate) async fn introduced(
 
 /// Reads a header, and no byte beyond it.
 async fn read(stream: &mut TcpStream) -> Result<Option<ProxiedAddress>, Rude> {
-    let mut header = [0; LONGEST];
-    let (start, _) = header.split_at_mut(SIGNATURE.len());
-    // What is not one is refused before it is waited for.
-    for at in 0..start.len() {
-        let byte = stream.read_u8().await?;
-        if SIGNATURE.get(at) != Some(&byte) {
+    // What is no header is refused at its first wrong byte, and not waited for.
+    for expected in SIGNATURE {
+        if stream.read_u8().await? != *expected {
             return Err(Rude::NoHeader);
         }
-        start[at] = byte;
     }
-    let (_, rest) = header.split_at_mut(SIGNATURE.len());
-    let (fixed, rest) = rest.split_at_mut(FIXED - SIGNATURE.len());
-    stream.read_exact(fixed).await?;
-    let length = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
-    let rest = rest.get_mut(..length).ok_or(Rude::TooLong(FIXED + length))?;
-    stream.read_exact(rest).await?;
-    parse(header.get(..FIXED + length).unwrap_or_default())
+    let mut fixed = [0; FIXED - SIGNATURE.len()];
+    stream.read_exact(&mut fixed).await?;
+    let [_command, _family, high, low] = fixed;
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    if FIXED + length > LONGEST {
+        return Err(Rude::TooLong(FIXED + length));
+    }
+    let mut rest = vec![0; length];
+    stream.read_exact(&mut rest).await?;
+    parse(&[SIGNATURE.as_slice(), &fixed, &rest].concat())
 }
 
 /// `None` where the connection is the sender's own, or comes from what has no address here.
