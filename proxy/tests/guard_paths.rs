@@ -110,7 +110,7 @@ fn names_of_object_stores_and_gateways_pass() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 30_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_path_passes_of_which_any_reading_is_denied(

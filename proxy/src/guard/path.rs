@@ -45,6 +45,10 @@ pub(super) fn check_encoded(target: &str) -> Result<(), Ambiguous> {
     if segments.clone().count() > 1 && segments.clone().next().is_some_and(|first| name(first).is_empty()) {
         return Err(Ambiguous::EmptySegment);
     }
+    // Without its parameters it would be one more slash, to the policy an unforeseen one.
+    if segments.clone().any(|segment| !segment.is_empty() && name(segment).is_empty()) {
+        return Err(Ambiguous::EmptySegment);
+    }
     if segments.any(|segment| matches!(name(segment), b"." | b"..")) {
         return Err(Ambiguous::DotSegment);
     }
