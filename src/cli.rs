@@ -26,7 +26,7 @@ pub(crate) enum Command {
     DemoService(DemoService),
     /// Agent and proxy in one process: what runs beside a service
     Sidecar(ConfigFile),
-    /// The data path only: identity from any SPIFFE Workload API
+    /// The data path only: identity from any SPIFFE Workload API, or from files
     Proxy(ConfigFile),
     /// Identity and secrets only
     Agent(Agent),

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_agent::{Agent, AgentError, Config as AgentConfig};
+use countersign_agent::{Agent, AgentError, AuthorityConfig, Config as AgentConfig, Files, Source};
 use countersign_config::{Changes, Document, Problems};
 use countersign_identity::TrustDomain;
 use countersign_policy::Policy;
-use countersign_proxy::{Config as ProxyConfig, PolicyFrom, Surroundings};
+use countersign_proxy::{Config as ProxyConfig, IdentityFiles, IdentityFrom, PolicyFrom, Surroundings};
 use countersign_runtime::Lifecycle;
 use countersign_runtime::admin::Admin;
 use tokio::net::TcpListener;
@@ -30,36 +30,52 @@ struct File {
     proxy: ProxyConfig,
 }
 
+impl File {
+    /// Where the proxy's identity comes from.
+    fn identity(&self) -> IdentityFrom {
+        match &self.agent.identity {
+            Source::Authority(AuthorityConfig { socket: endpoint, .. }) | Source::WorkloadApi(endpoint) => {
+                IdentityFrom::WorkloadApi(endpoint.to_string())
+            }
+            Source::Files(Files { cert, key, bundle }) => {
+                let (cert, key, bundle) = (cert.clone(), key.clone(), bundle.clone());
+                IdentityFrom::Files(IdentityFiles { cert, key, bundle })
+            }
+        }
+    }
+}
+
 /// Runs agent and proxy.
 pub(crate) async fn sidecar(options: &ConfigFile) -> Result<(), Failure> {
     // Watched before it is read, so that no change is missed.
     let changes = Changes::new([options.config.clone()]);
     let Some(file) = read_or_check(options)? else { return Ok(()) };
     let (lifecycle, metrics) = signals::begin()?;
-    let workload_api = file.agent.workload_api().to_string();
+    let identity = file.identity();
     let agent = Agent::start(file.agent.clone(), &lifecycle).map_err(|error| agent_failure(&options.config, error))?;
     let ready = agent.ready();
-    let surroundings = Surroundings {
-        workload_api,
-        metrics,
-        lifecycle: lifecycle.clone(),
-        ready: vec![Box::new(move || ready.now())],
-    };
+    let surroundings =
+        Surroundings { identity, metrics, lifecycle: lifecycle.clone(), ready: vec![Box::new(move || ready.now())] };
     serve(file, changes, options, surroundings).await
 }
 
-/// Runs the proxy alone: its identity comes from whatever serves the Workload API.
+/// Runs the proxy alone: its identity comes from whatever serves the Workload API, or from files.
 pub(crate) async fn proxy(options: &ConfigFile) -> Result<(), Failure> {
     let changes = Changes::new([options.config.clone()]);
     let Some(file) = read_or_check(options)? else { return Ok(()) };
     let (lifecycle, metrics) = signals::begin()?;
-    let workload_api = file.agent.workload_api().to_string();
-    serve(file, changes, options, Surroundings { workload_api, metrics, lifecycle, ready: Vec::new() }).await
+    let identity = file.identity();
+    serve(file, changes, options, Surroundings { identity, metrics, lifecycle, ready: Vec::new() }).await
 }
 
 /// Runs the agent alone, or publishes the secrets once.
 pub(crate) async fn agent(options: &AgentOptions) -> Result<(), Failure> {
     let Some(file) = read_or_check(&options.file)? else { return Ok(()) };
+    if matches!(file.agent.identity, Source::Files(_)) && file.agent.secrets.is_none() {
+        let path = options.file.config.display().to_string();
+        let reason = "an agent has nothing to do here: the identity lies in files, and there are no secrets; run countersign proxy";
+        return Err(Failure::Configuration(Problems::of_file(path, reason)));
+    }
     let failure = |error| agent_failure(&options.file.config, error);
     if options.once {
         return countersign_agent::once(file.agent.secrets, ONCE).await.map_err(failure);
@@ -144,6 +160,16 @@ fn read(path: &Path) -> Result<File, Problems> {
         let assumed = trust_domain.clone().or_else(|| TrustDomain::new("unknown").ok())?;
         let agent = AgentConfig::read(&table, &assumed);
         let proxy = ProxyConfig::read(&table, &assumed);
+        // The feed of the authority's policy is beside the Workload API. Said even if something else is wrong.
+        let in_files = agent.as_ref().is_some_and(|agent| matches!(agent.identity, Source::Files(_)));
+        let from_authority = match &proxy {
+            Some(proxy) => proxy.policy == PolicyFrom::Authority,
+            None => table.optional("policy").is_none(),
+        };
+        if in_files && from_authority {
+            return table
+                .problem("key \"policy\" must name a file where the identity lies in files: there is no agent to ask");
+        }
         trust_domain?;
         Some(File { agent: agent?, proxy: proxy? })
     })

@@ -82,7 +82,7 @@ impl Agent {
                 let (identity, policy) = start_identity(config, lifecycle)?;
                 (Some(identity), Some(policy))
             }
-            Source::WorkloadApi(_) => (None, None),
+            Source::WorkloadApi(_) | Source::Files(_) => (None, None),
         };
         let missing = secrets.as_ref().map(Secrets::missing);
         if let Some(secrets) = secrets {

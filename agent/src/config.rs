@@ -27,6 +27,19 @@ pub enum Source {
     Authority(AuthorityConfig),
     /// Another agent serves the Workload API; this one has no identity part.
     WorkloadApi(Endpoint),
+    /// Another program keeps the identity in files; nobody serves a Workload API.
+    Files(Files),
+}
+
+/// Where an identity lies, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// The certificate chain, leaf first.
+    pub cert: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+    /// The authorities of the trust domain.
+    pub bundle: PathBuf,
 }
 
 /// How the agent gets an identity, and where it serves it.
@@ -93,14 +106,6 @@ impl Config {
         let secrets = |config: &Self| config.secrets.as_ref().map(|secrets| secrets.path.clone());
         self.identity.differs(&other.identity) || secrets(self) != secrets(other)
     }
-
-    /// Where the workload's identity is to be had, whoever serves it.
-    pub fn workload_api(&self) -> &Endpoint {
-        match &self.identity {
-            Source::Authority(config) => &config.socket,
-            Source::WorkloadApi(endpoint) => endpoint,
-        }
-    }
 }
 
 impl Source {
@@ -111,6 +116,7 @@ impl Source {
                 followed != *other
             }
             (Self::WorkloadApi(endpoint), Self::WorkloadApi(other)) => endpoint != other,
+            (Self::Files(files), Self::Files(other)) => files != other,
             _ => true,
         }
     }
@@ -118,8 +124,9 @@ impl Source {
 
 fn identity(value: &Value<'_>, trust_domain: &TrustDomain) -> Option<Source> {
     let table = value.table()?;
-    match table.exactly_one(&["authority", "workload_api"]) {
+    match table.exactly_one(&["authority", "workload_api", "files"]) {
         Some(("workload_api", endpoint)) => endpoint.parse().map(Source::WorkloadApi),
+        Some(("files", files)) => self::files(&files).map(Source::Files),
         Some((_, address)) => authority(&table, &address, trust_domain).map(Source::Authority),
         None => {
             // Their problems would only follow from the missing one.
@@ -129,6 +136,13 @@ fn identity(value: &Value<'_>, trust_domain: &TrustDomain) -> Option<Source> {
             None
         }
     }
+}
+
+fn files(value: &Value<'_>) -> Option<Files> {
+    let table = value.table()?;
+    let path = |key| table.required(key).and_then(|value| value.path());
+    let (cert, key, bundle) = (path("cert"), path("key"), path("bundle"));
+    Some(Files { cert: cert?, key: key?, bundle: bundle? })
 }
 
 fn authority(table: &Table<'_>, address: &Value<'_>, trust_domain: &TrustDomain) -> Option<AuthorityConfig> {
@@ -189,7 +203,7 @@ fn from_environment(table: &Table<'_>) -> Option<Source> {
             Err(error) => table.problem(format!("{ENDPOINT_VARIABLE}={endpoint}: {error}")),
         },
         Err(_) => table.problem(format!(
-            "key \"identity\" is missing (with authority or workload_api), and {ENDPOINT_VARIABLE} is not set"
+            "key \"identity\" is missing (with authority, workload_api or files), and {ENDPOINT_VARIABLE} is not set"
         )),
     }
 }

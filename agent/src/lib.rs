@@ -21,7 +21,7 @@ mod workload_api;
 
 pub use agent::{Agent, AgentError, Ready, once};
 pub use authority::{AuthorityError, ConnectError};
-pub use config::{Address, AuthorityConfig, Config, Endpoint, Evidence, Source};
+pub use config::{Address, AuthorityConfig, Config, Endpoint, Evidence, Files, Source};
 pub use enrolment::EnrolmentError;
 pub use follow::PolicyText;
 pub use secrets::{Incomplete, PublishError, SecretsConfig, SecretsError, VaultError};

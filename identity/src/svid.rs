@@ -5,8 +5,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use ::aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P521_SHA512_ASN1_SIGNING, EcdsaKeyPair,
+};
 use rustls::crypto::aws_lc_rs;
 use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use spiffe::SpiffeId;
 use zeroize::Zeroizing;
@@ -38,6 +42,19 @@ pub enum SvidError {
     /// The key is not the one that the certificate was issued for.
     #[error("the private key does not belong to the certificate")]
     KeyMismatch,
+    /// The text of the certificates holds none, or is broken.
+    #[error("the certificate is not PEM: {0}")]
+    CertificatePem(String),
+    /// The text of the key holds none, or none that is read: one that is encrypted, or RSA's own form (PKCS #1).
+    #[error("there is no private key in PKCS #8 or SEC 1, unencrypted, as PEM: {0}")]
+    KeyPem(String),
+}
+
+impl SvidError {
+    /// Whether the key alone is at fault.
+    pub fn is_of_key(&self) -> bool {
+        matches!(self, Self::Key(_) | Self::KeyMismatch | Self::KeyPem(_))
+    }
 }
 
 impl Svid {
@@ -66,6 +83,19 @@ impl Svid {
             chain,
             key_pkcs8,
         })
+    }
+
+    /// An SVID from PEM text: its chain, leaf first, and its key in PKCS #8 or SEC 1.
+    ///
+    /// # Errors
+    /// See [`SvidError`].
+    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, SvidError> {
+        let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>();
+        let chain = chain.map_err(|error| SvidError::CertificatePem(error.to_string()))?;
+        if chain.is_empty() {
+            return Err(SvidError::CertificatePem("it holds no certificate".to_owned()));
+        }
+        Self::new(chain, key_from_pem(key)?)
     }
 
     /// Whom it names.
@@ -102,6 +132,25 @@ impl Svid {
     /// Chain and key in the form that rustls takes.
     pub fn certified_key(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.certified)
+    }
+}
+
+/// The key in `text` as PKCS #8, DER.
+fn key_from_pem(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, SvidError> {
+    let key = PrivateKeyDer::from_pem_slice(text).map_err(|error| SvidError::KeyPem(error.to_string()))?;
+    match &key {
+        PrivateKeyDer::Pkcs8(key) => Ok(Zeroizing::new(key.secret_pkcs8_der().to_vec())),
+        PrivateKeyDer::Sec1(key) => {
+            // SEC 1 need not name its curve outside of the structure; only its own parser tells.
+            let curves =
+                [&ECDSA_P256_SHA256_ASN1_SIGNING, &ECDSA_P384_SHA384_ASN1_SIGNING, &ECDSA_P521_SHA512_ASN1_SIGNING];
+            let mut parsed =
+                curves.iter().filter_map(|curve| EcdsaKeyPair::from_private_key_der(curve, key.secret_sec1_der()).ok());
+            let pkcs8 = parsed.next().and_then(|pair| pair.to_pkcs8v1().ok());
+            let pkcs8 = pkcs8.ok_or_else(|| SvidError::KeyPem("its SEC 1 key cannot be read".to_owned()))?;
+            Ok(Zeroizing::new(pkcs8.as_ref().to_vec()))
+        }
+        _ => Err(SvidError::KeyPem("it is in PKCS #1; openssl pkcs8 -topk8 -nocrypt converts it".to_owned())),
     }
 }
 

@@ -98,3 +98,38 @@ fn an_svid_error_keeps_what_caused_it() {
     let error = SvidError::from(Refusal::Authority);
     assert!(error.to_string().contains("authority"), "{error}");
 }
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+    format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+}
+
+#[test]
+fn an_svid_is_made_of_pem_text_with_its_key_in_pkcs8_or_sec1() {
+    let root = Authority::root();
+    let intermediate = root.intermediate();
+    let issued = intermediate.leaf(ID).through(&intermediate);
+    let chain: String = issued.chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect();
+    let start = issued.key.windows(5).position(|window| window == [0x30, 0x6b, 0x02, 0x01, 0x01]).unwrap();
+    for key in [pem("PRIVATE KEY", &issued.key), pem("EC PRIVATE KEY", &issued.key[start..])] {
+        let svid = Svid::from_pem(chain.as_bytes(), key.as_bytes()).unwrap();
+        assert_eq!(svid.chain(), issued.chain);
+        assert!(Svid::new(svid.chain().to_vec(), Zeroizing::new(svid.key_pkcs8().to_vec())).is_ok());
+    }
+    for (key, is_read) in [
+        (pem("RSA PRIVATE KEY", &issued.key), false),
+        (pem("ENCRYPTED PRIVATE KEY", &issued.key), false),
+        (pem("EC PRIVATE KEY", b"nothing"), false),
+        (pem("CERTIFICATE", &issued.key), false),
+        (String::new(), false),
+        (pem("PRIVATE KEY", &root.leaf(ID).key), true),
+    ] {
+        let error = Svid::from_pem(chain.as_bytes(), key.as_bytes()).unwrap_err();
+        assert!(error.is_of_key() && matches!(error, SvidError::KeyMismatch) == is_read, "{error}");
+    }
+    let key = pem("PRIVATE KEY", &issued.key);
+    for chain in ["", "-----BEGIN CERTIFICATE-----\nnothing", &key] {
+        let error = Svid::from_pem(chain.as_bytes(), key.as_bytes()).unwrap_err();
+        assert!(!error.is_of_key(), "{error}");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::matcher::{Matcher, Nearest, Part, nearest};
+use crate::matcher::{Matcher, Nearest, Part, Unallowed, nearest};
 use crate::request::Request;
 use crate::rule::{Effect, Rule};
 
@@ -98,9 +98,18 @@ impl<'a> Decision<'a> {
     /// anything is for this caller or for this destination.
     pub fn nearest(&self) -> Option<Nearest<'a>> {
         match self.cause {
-            Cause::NoRule => nearest(self.matcher, &self.request),
+            Cause::NoRule => match self.matcher.unallowed_reading(&self.request) {
+                None => nearest(self.matcher, &self.request),
+                Some(Unallowed::As(path)) => self.nearest_to(&path),
+                Some(Unallowed::TooMany) => None,
+            },
             Cause::Rule(_) | Cause::NoPolicy => None,
         }
+    }
+
+    /// The rule nearest to allowing the request if its path is read as `path`.
+    fn nearest_to(&self, path: &str) -> Option<Nearest<'a>> {
+        nearest(self.matcher, &Request { from: self.request.from, action: self.request.action.with_path(path) })
     }
 
     fn place(&self, rule: &Rule) -> String {
@@ -129,8 +138,25 @@ impl fmt::Display for Decision<'_> {
                 }
             },
             Cause::NoRule => {
-                write!(f, "no rule allows {call}")?;
-                let Some(nearest) = self.nearest() else {
+                let unallowed = self.matcher.unallowed_reading(&self.request);
+                match &unallowed {
+                    None => write!(f, "no rule allows {call}")?,
+                    Some(Unallowed::As(path)) => {
+                        write!(
+                            f,
+                            "no rule allows {call}, which may be read as {}",
+                            self.request.action.with_path(path)
+                        )?;
+                    }
+                    Some(Unallowed::TooMany) => {
+                        return write!(f, "the path has more readings than are looked at: {call}");
+                    }
+                }
+                let nearest = match &unallowed {
+                    Some(Unallowed::As(path)) => self.nearest_to(path),
+                    _ => nearest(self.matcher, &self.request),
+                };
+                let Some(nearest) = nearest else {
                     return f.write_str(" or comes near it");
                 };
                 write!(f, "; nearest is {}, whose ", self.place(nearest.rule()))?;

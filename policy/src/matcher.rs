@@ -5,7 +5,7 @@
 //! match, the first of the file counts; so the decision and its reason do not depend on how the lookup is done.
 //!
 //! Whoever sends requests cannot choose what they cost: there is no backtracking, and nothing is allocated but for
-//! a path that has other readings.
+//! a path that has other readings, of which there is a bounded number.
 
 use std::fmt;
 
@@ -13,7 +13,8 @@ use countersign_identity::SpiffeId;
 
 use crate::decision::{Cause, Decision, Verdict};
 use crate::policy::Policy;
-use crate::request::Request;
+use crate::reading::Readings;
+use crate::request::{Action, Request};
 use crate::rule::{Mode, Rule};
 
 mod callers;
@@ -37,6 +38,14 @@ pub struct Matcher {
     callers: Callers,
 }
 
+/// Why no rule allows a path of which one reading may be allowed.
+pub(crate) enum Unallowed {
+    /// No rule allows this reading.
+    As(String),
+    /// It has more readings than are looked at.
+    TooMany,
+}
+
 impl Matcher {
     /// Compiles the rules whose `to` matches `destination`. The time and memory that it takes grow with the number of
     /// pairs of a caller and a path in these rules; callers with the same rules share one table.
@@ -51,7 +60,9 @@ impl Matcher {
     }
 
     /// Decides whether `request` passes, and why. Allocates nothing, unless the path holds a `;` or an encoded
-    /// character that may stand unencoded: then rules that deny are also asked about its other readings.
+    /// character that may stand unencoded: then rules that deny are also asked about its other readings. Where the
+    /// path leaves open where a segment ends or which name it bears (`%2F`, `%5C`, `%41`, `%252F`, `//`), it is allowed
+    /// if it is under each reading.
     ///
     /// In this order, the first that applies:
     /// 1. a rule that denies: denied;
@@ -66,10 +77,17 @@ impl Matcher {
         let readings = request.action.other_readings();
         self.callers.visit(request.from, &mut |table| {
             table.collect(&request.action, &mut firsts);
-            for reading in readings.iter().flatten() {
+            for reading in readings.denied() {
                 table.collect_denials(&request.action.with_path(reading), &mut firsts);
             }
         });
+        match &readings {
+            Readings::Denied(_) => {}
+            Readings::Each(each) => {
+                each.iter().for_each(|reading| firsts.allow_only_with(&self.allowances(request, reading)));
+            }
+            Readings::TooMany => firsts.allow_only_with(&Firsts::default()),
+        }
         let allowing = firsts.allow.or(firsts.allow_in_audit);
         let (first, verdict, passes) = match (firsts.deny, firsts.deny_in_audit, firsts.allow) {
             (Some(deny), _, _) => (Some(deny), Verdict::Deny, false),
@@ -84,6 +102,27 @@ impl Matcher {
         };
         let passes = passes || self.policy.mode() == Mode::Audit;
         Decision::new(self, *request, verdict, passes, cause)
+    }
+
+    /// The rules that allow `request` if its path is read as `reading`.
+    fn allowances(&self, request: &Request<'_>, reading: &str) -> Firsts {
+        let mut firsts = Firsts::default();
+        let action = request.action.with_path(reading);
+        self.callers.visit(request.from, &mut |table| table.collect_allowances(&action, &mut firsts));
+        firsts
+    }
+
+    /// Of a request that no rule allows: how its path is read where nothing allows it. `None` if that is as it stands.
+    pub(crate) fn unallowed_reading(&self, request: &Request<'_>) -> Option<Unallowed> {
+        let Action::Http { path, .. } = request.action else { return None };
+        let is_allowed = |reading: &str| self.allowances(request, reading).has_allowance();
+        match request.action.other_readings() {
+            Readings::TooMany => Some(Unallowed::TooMany),
+            Readings::Each(each) if is_allowed(path) => {
+                each.into_iter().find(|reading| !is_allowed(reading)).map(Unallowed::As)
+            }
+            _ => None,
+        }
     }
 
     /// The workload that the policy was compiled for.

@@ -6,7 +6,7 @@ use std::fmt;
 
 use countersign_identity::SpiffeId;
 
-use crate::reading;
+use crate::reading::{self, Readings};
 
 /// A call that wants to pass.
 #[derive(Debug, Clone, Copy)]
@@ -34,10 +34,10 @@ pub enum Action<'a> {
 
 impl<'a> Action<'a> {
     /// The other paths that an application may take an HTTP request's for; see [`reading`].
-    pub(crate) fn other_readings(&self) -> [Option<String>; 3] {
+    pub(crate) fn other_readings(&self) -> Readings {
         match self {
             Self::Http { path, .. } => reading::others(path),
-            Self::Tcp => [None, None, None],
+            Self::Tcp => Readings::NONE,
         }
     }
 

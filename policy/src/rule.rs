@@ -103,7 +103,8 @@ impl Rule {
     }
 
     /// Whether it matches what `from` asks of `to`, one pattern after the other. [`Matcher::decide`] says the same
-    /// of all rules at once, and faster.
+    /// of all rules at once, and faster; of a path with several readings it asks for each what allows it, which may be
+    /// one rule here and another there.
     ///
     /// [`Matcher::decide`]: crate::Matcher::decide
     pub fn matches(&self, from: &SpiffeId, to: &SpiffeId, action: &Action<'_>) -> bool {
@@ -114,7 +115,7 @@ impl Rule {
     fn has(&self, action: &Action<'_>) -> bool {
         let denied_as = |path: &String| self.operations.contain(&action.with_path(path));
         self.operations.contain(action)
-            || self.effect == Effect::Deny && action.other_readings().iter().flatten().any(denied_as)
+            || self.effect == Effect::Deny && action.other_readings().denied().any(denied_as)
     }
 }
 

@@ -9,13 +9,17 @@ use countersign_runtime::Lifecycle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use crate::introduced::introduced;
 use crate::listener::Listener;
 use crate::load::Place;
 
 /// A connection that was accepted.
 pub(crate) struct Accepted {
     pub(crate) stream: TcpStream,
+    /// Where it comes from; what a load balancer says, if there is one to say it.
     pub(crate) remote: SocketAddr,
+    /// Where the load balancer was asked for.
+    pub(crate) destination: Option<SocketAddr>,
     /// Its place among the connections of the listener.
     pub(crate) place: Place,
 }
@@ -28,7 +32,7 @@ pub(crate) async fn accept<F, S>(
     lifecycle: Lifecycle,
     serve: S,
 ) where
-    S: Fn(Accepted) -> F,
+    S: Fn(Accepted) -> F + Clone + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
     loop {
@@ -55,7 +59,18 @@ pub(crate) async fn accept<F, S>(
         };
         // It fails only if the connection is gone already, which its first read will tell.
         let _ = stream.set_nodelay(true);
-        lifecycle.spawn(serve(Accepted { stream, remote, place }));
+        let accepted = Accepted { stream, remote, destination: None, place };
+        if listener.accept_proxy_protocol.is_none() {
+            lifecycle.spawn(serve(accepted));
+            continue;
+        }
+        let (listener, life, serve) = (Arc::clone(&listener), lifecycle.clone(), serve.clone());
+        lifecycle.spawn(async move {
+            let accepts = listener.accept_proxy_protocol.as_ref()?;
+            let accepted = Box::pin(introduced(accepted, accepts, &listener, &life)).await?;
+            serve(accepted).await;
+            Some(())
+        });
     }
 }
 

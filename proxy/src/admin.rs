@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::config::{Config, PolicyFrom};
+use crate::config::{AcceptProxyProtocol, Config, PolicyFrom};
 use crate::decisions::Decisions;
 use crate::source::{EnforcedWatch, Waiting};
 
@@ -80,6 +80,14 @@ fn show_identity(identity: &IdentityWatch) -> Answer {
     )
 }
 
+fn show_accepted(accepts: Option<&AcceptProxyProtocol>) -> Value {
+    let others = |accepts: &AcceptProxyProtocol| if accepts.others_are_refused() { "refuse" } else { "direct" };
+    accepts.map_or(
+        Value::Null,
+        |accepts| json!({ "from": accepts.networks().collect::<Vec<_>>(), "others": others(accepts) }),
+    )
+}
+
 /// The configuration in force. It holds no secret.
 fn show_config(config: &Config) -> Answer {
     let limits = &config.limits;
@@ -89,6 +97,9 @@ fn show_config(config: &Config) -> Answer {
             "listen": inbound.listen.to_string(),
             "app": inbound.app.to_string(),
             "protocol": inbound.protocol.as_str(),
+            "paths": inbound.paths.as_str(),
+            "accept_proxy_protocol": show_accepted(inbound.accept_proxy_protocol.as_ref()),
+            "send_proxy_protocol": inbound.send_proxy_protocol.then_some("v2"),
         })
     });
     let outbound = config.outbound.iter().map(|outbound| {
@@ -98,6 +109,8 @@ fn show_config(config: &Config) -> Answer {
             "to": outbound.to.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "identity": outbound.identity.to_string(),
             "protocol": outbound.protocol.as_str(),
+            "paths": outbound.paths.as_str(),
+            "accept_proxy_protocol": show_accepted(outbound.accept_proxy_protocol.as_ref()),
         })
     });
     let policy = match &config.policy {

@@ -6,6 +6,7 @@
 mod address;
 mod limits;
 mod listener;
+mod proxy_protocol;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use countersign_identity::TrustDomain;
 pub use address::{Address, AddressError};
 pub use limits::Limits;
 pub use listener::{Inbound, Outbound, Protocol};
+pub use proxy_protocol::AcceptProxyProtocol;
 
 /// The data path of one sidecar.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,7 +5,8 @@
 //! alike (method, authority, path); [`headers`] takes away what is only for this hop or only ours to say. Not here:
 //! who may call what, which is the policy's, and limits on time and number, which are the listener's.
 //!
-//! Invariant: what passes has one reading, and the path that passes is forwarded byte for byte.
+//! Invariant: what passes has one reading, but for the paths of a listener that takes [`Paths::Encoded`]; and the path
+//! that passes is forwarded byte for byte.
 
 pub(crate) mod framing;
 pub mod headers;
@@ -21,19 +22,40 @@ use http::{HeaderMap, Method, Version};
 pub use framing::{Framed, HeadLimits};
 pub use reasons::{Ambiguous, Malformed, Refused};
 
-/// Whether a request has one reading. To be asked of every request, HTTP/1 and HTTP/2, before anything else is done
-/// with it.
+/// Which paths a listener takes. How a message is framed is no choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Paths {
+    /// Those with one reading.
+    #[default]
+    Strict,
+    /// Also those whose names are percent-encoded (`%2F`, `%5C`, `%41`, `%252F`, bytes that are not UTF-8), and those
+    /// with `//` but at the beginning. The policy has to allow every reading.
+    Encoded,
+}
+
+impl Paths {
+    /// The word that the configuration has for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Encoded => "encoded",
+        }
+    }
+}
+
+/// Whether a request has one reading, or no other than `paths` lets it have. To be asked of every request, HTTP/1 and
+/// HTTP/2, before anything else is done with it.
 ///
 /// # Errors
 /// Why it is refused; the answer is 400.
-pub fn check(parts: &Parts) -> Result<(), Refused> {
+pub fn check(parts: &Parts, paths: Paths) -> Result<(), Refused> {
     if let Some(malformed) = marker::found(&parts.headers) {
         return Err(malformed.into());
     }
     method(parts.method.as_str())?;
     length(&parts.headers)?;
     authority(parts)?;
-    target(parts)
+    target(parts, paths)
 }
 
 /// Whether a request has few enough header fields; of HTTP/1, [`Framed`] has seen to that.
@@ -129,7 +151,7 @@ pub(crate) fn is_authority(text: &[u8]) -> bool {
     host_is_fine && port_is_fine
 }
 
-fn target(parts: &Parts) -> Result<(), Refused> {
+fn target(parts: &Parts, paths: Paths) -> Result<(), Refused> {
     if parts.uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
         return Err(Refused::Scheme);
     }
@@ -138,7 +160,10 @@ fn target(parts: &Parts) -> Result<(), Refused> {
     match target {
         "*" if parts.method == Method::OPTIONS => Ok(()),
         _ if !target.starts_with('/') => Err(Malformed::TargetForm.into()),
-        _ => Ok(path::check(target)?),
+        _ => match paths {
+            Paths::Strict => Ok(path::check(target)?),
+            Paths::Encoded => Ok(path::check_encoded(target)?),
+        },
     }
 }
 

@@ -13,6 +13,7 @@ use countersign_runtime::Lifecycle;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use rustls_pki_types::UnixTime;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -20,13 +21,14 @@ use tokio_rustls::server::TlsStream;
 
 use crate::accept::Accepted;
 use crate::buffer::ReadAhead;
-use crate::config::{Address, Limits, Protocol};
+use crate::config::{self, Address, Limits, Protocol};
 use crate::decisions::{Decisions, Denial};
 use crate::dial::{dial_app, facts};
 use crate::exchange::{self, Failed, Passed, Upgraded};
 use crate::fast;
 use crate::fault::{Fault, Hop};
 use crate::guard;
+use crate::introduced;
 use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
@@ -41,6 +43,8 @@ pub(crate) struct Inbound {
     listener: Arc<Listener>,
     protocol: Protocol,
     app: Address,
+    /// Whether the app is sent a PROXY header.
+    send_proxy_protocol: bool,
     tls: ServerTls,
     identity: IdentityWatch,
     enforced: EnforcedWatch,
@@ -77,16 +81,17 @@ struct Caller {
 type Stream = Box<TlsStream<ReadAhead<Metered<TcpStream>>>>;
 
 impl Inbound {
-    pub(crate) fn new(listener: Arc<Listener>, protocol: Protocol, app: Address, shared: &Shared) -> Arc<Self> {
-        let alpn = match protocol {
+    pub(crate) fn new(listener: Arc<Listener>, config: &config::Inbound, shared: &Shared) -> Arc<Self> {
+        let alpn = match config.protocol {
             Protocol::Http => Alpn::Http,
             Protocol::Grpc => Alpn::Http2,
             Protocol::Tcp => Alpn::None,
         };
         Arc::new(Self {
             listener,
-            protocol,
-            app,
+            protocol: config.protocol,
+            app: config.app.clone(),
+            send_proxy_protocol: config.send_proxy_protocol,
             tls: ServerTls::new(shared.identity.clone(), alpn),
             identity: shared.identity.clone(),
             enforced: shared.enforced.clone(),
@@ -99,14 +104,15 @@ impl Inbound {
 
     /// Serves one connection until it ends.
     pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted) {
-        let Accepted { stream: tcp, remote, place: _place } = accepted;
+        let Accepted { stream: tcp, remote, destination, place: _place } = accepted;
+        let destination = destination.or_else(|| tcp.local_addr().ok().filter(|_| self.send_proxy_protocol));
         let Some((stream, caller)) = Box::pin(self.handshake(tcp, remote)).await else { return };
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let caller = Arc::new(caller);
         let connection = &caller.entry.connection;
         let answer = |request| Arc::clone(&caller).answer(request);
         match self.protocol {
-            Protocol::Tcp => Box::pin(caller.carry(stream)).await,
+            Protocol::Tcp => Box::pin(caller.carry(stream, destination)).await,
             Protocol::Http | Protocol::Grpc if http2 => {
                 Box::pin(serve_http2(connection, stream, &self.lifecycle, answer)).await;
             }
@@ -279,8 +285,10 @@ impl Caller {
 
     /// The guard, then the policy, then whether there is room.
     fn admit(&self, parts: &http::request::Parts, ticket: &mut Ticket) -> Result<(), Fault> {
-        let Listener { limits, load, .. } = &*self.inbound.listener;
-        guard::check(parts).and_then(|()| guard::check_number(parts, limits.headers)).map_err(Fault::Refused)?;
+        let Listener { limits, load, paths, .. } = &*self.inbound.listener;
+        guard::check(parts, *paths)
+            .and_then(|()| guard::check_number(parts, limits.headers))
+            .map_err(Fault::Refused)?;
         // It was told to send no more, but over HTTP/2 what it sends is taken until it answers a PING (RFC 9113, 6.8).
         if self.entry.connection.is_ending() && UnixTime::now() > self.peer.not_after() {
             return Err(Fault::Untrusted);
@@ -303,12 +311,18 @@ impl Caller {
         }
     }
 
-    /// Carries bytes of which nothing is known; the app may speak first.
-    async fn carry(&self, stream: Stream) {
+    /// Carries bytes of which nothing is known; the app may speak first. `destination` is where the caller connected to.
+    async fn carry(&self, stream: Stream, destination: Option<SocketAddr>) {
         let connection = &self.entry.connection;
         let carried = async {
             self.inbound.authorize(&self.peer, Action::Tcp)?;
-            let (app, ..) = dial_app(&self.inbound.app, &self.inbound.listener.limits).await?;
+            let (mut app, ..) = dial_app(&self.inbound.app, &self.inbound.listener.limits).await?;
+            if let Some(destination) = destination.filter(|_| self.inbound.send_proxy_protocol) {
+                let header = introduced::header(connection.remote, destination, self.peer.id());
+                if let Err(error) = app.write_all(&header).await {
+                    return Ok(Err(error));
+                }
+            }
             Ok::<_, Fault>(tunnel::copy(stream, app).await)
         };
         match connection.unless_closed(carried).await {

@@ -2,7 +2,7 @@
 //!
 //! A request out: `outbound` accept, guard, pick an endpoint, connect (pooled, the peer's identity checked), forward.
 //! A request in: `inbound` accept, handshake, authenticate, guard (framing, path), authorize, forward to the app.
-//! Identity comes from any SPIFFE Workload API, policy from the feed beside it or a file; both are taken up live.
+//! Identity comes from any SPIFFE Workload API or from files, policy from the feed beside it or a file; both are taken up live.
 //! Not here: who issues identities, and secrets. This crate knows neither the agent nor the authority.
 //!
 //! Invariant: between sidecars nothing goes in plain, and nothing reaches an app that was not authenticated and let
@@ -23,6 +23,7 @@ pub mod fuzzing;
 pub mod guard;
 mod http1;
 mod inbound;
+mod introduced;
 mod listener;
 mod listeners;
 mod live;
@@ -37,5 +38,6 @@ mod source;
 mod telemetry;
 mod tunnel;
 
-pub use config::{Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol};
-pub use proxy::{ProxyError, Surroundings, run};
+pub use config::{AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol};
+pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
+pub use source::IdentityFiles;

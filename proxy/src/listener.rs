@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use countersign_identity::{IdentityWatch, SpiffeId};
 
-use crate::config::{Inbound, Limits, Outbound};
+use crate::config::{AcceptProxyProtocol, Inbound, Limits, Outbound};
+use crate::guard::Paths;
 use crate::load::Load;
 use crate::quota::Quota;
 use crate::telemetry::ListenerMetrics;
@@ -29,6 +30,10 @@ pub(crate) struct Listener {
     pub(crate) expected: Option<SpiffeId>,
     /// Who we are.
     pub(crate) identity: IdentityWatch,
+    /// Which paths may be asked for.
+    pub(crate) paths: Paths,
+    /// From whom a PROXY header is taken.
+    pub(crate) accept_proxy_protocol: Option<AcceptProxyProtocol>,
     /// Its limits.
     pub(crate) limits: Limits,
     /// What it may serve at once is counted here; a changed listener has the counts of the one before.
@@ -66,14 +71,23 @@ impl Direction {
 
 impl Listener {
     pub(crate) fn inbound(config: &Inbound, common: Common) -> Arc<Self> {
-        Self::new(&config.name, Direction::Inbound, None, common)
+        let accepts = config.accept_proxy_protocol.clone();
+        Self::new(&config.name, Direction::Inbound, None, config.paths, accepts, common)
     }
 
     pub(crate) fn outbound(config: &Outbound, common: Common) -> Arc<Self> {
-        Self::new(&config.name, Direction::Outbound, Some(config.identity.clone()), common)
+        let accepts = config.accept_proxy_protocol.clone();
+        Self::new(&config.name, Direction::Outbound, Some(config.identity.clone()), config.paths, accepts, common)
     }
 
-    fn new(name: &str, direction: Direction, expected: Option<SpiffeId>, common: Common) -> Arc<Self> {
+    fn new(
+        name: &str,
+        direction: Direction,
+        expected: Option<SpiffeId>,
+        paths: Paths,
+        accept_proxy_protocol: Option<AcceptProxyProtocol>,
+        common: Common,
+    ) -> Arc<Self> {
         let Common { identity, limits, load, access_log } = common;
         let name: Arc<str> = name.into();
         let metrics = ListenerMetrics::new(direction, &name, expected.as_ref());
@@ -84,6 +98,8 @@ impl Listener {
             direction,
             expected,
             identity,
+            paths,
+            accept_proxy_protocol,
             limits,
             load,
             access_log,

@@ -159,7 +159,7 @@ impl Listeners {
         let (listener, accepting) = match &plan.listener {
             Entry::Inbound(config) => {
                 let listener = Listener::inbound(config, common);
-                let inbound = Inbound::new(Arc::clone(&listener), config.protocol, config.app.clone(), &self.shared);
+                let inbound = Inbound::new(Arc::clone(&listener), config, &self.shared);
                 let serve = move |accepted| Arc::clone(&inbound).serve(accepted);
                 let accepts =
                     accept(Arc::clone(&socket), Arc::clone(&listener), ended.clone(), lifecycle.clone(), serve);

@@ -71,7 +71,7 @@ impl Outbound {
 
     /// Serves one connection of the app until it ends.
     pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted) {
-        let Accepted { stream: tcp, remote, place: _place } = accepted;
+        let Accepted { stream: tcp, remote, place: _place, .. } = accepted;
         let traffic = Arc::new(Traffic::default());
         let kind = if self.protocol == Protocol::Tcp { Kind::Tcp } else { Kind::Http };
         let connection = Connection::new(Arc::clone(&self.listener), kind, None, remote, None, Arc::clone(&traffic));
@@ -124,8 +124,9 @@ impl App {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let (ticket, as_grpc) = exchange::open(&self.entry.connection, &parts, &body);
-        let limit = self.outbound.listener.limits.headers;
-        if let Err(refused) = guard::check(&parts).and_then(|()| guard::check_number(&parts, limit)) {
+        let Listener { limits, paths, .. } = &*self.outbound.listener;
+        let checked = guard::check(&parts, *paths).and_then(|()| guard::check_number(&parts, limits.headers));
+        if let Err(refused) = checked {
             return exchange::settle(ticket, &Fault::Refused(refused), as_grpc);
         }
         // What the other sidecar says of a fault or a denial is for the app to know.

@@ -20,19 +20,31 @@ use crate::decisions::Decisions;
 use crate::inbound::Shared;
 use crate::listeners::Listeners;
 use crate::live::{Connections, Kind, Reviewer, review};
-use crate::source::{Waiting, enforce, follow_feed, follow_file, follow_identity};
+use crate::source::{
+    IdentityFiles, Waiting, enforce, follow_feed, follow_file, follow_identity, follow_identity_files,
+};
 use crate::telemetry;
 
 /// What the data path is given by the process that it runs in.
 pub struct Surroundings {
-    /// Where the SPIFFE Workload API is served: `unix:///run/countersign/agent.sock`, or `tcp://127.0.0.1:port`.
-    pub workload_api: String,
+    /// Where the identity comes from.
+    pub identity: IdentityFrom,
     /// Renders the metrics of the process.
     pub metrics: Metrics,
     /// The life of the process.
     pub lifecycle: Lifecycle,
     /// What else must hold before the process is ready, such as the secrets.
     pub ready: Vec<Box<dyn Fn() -> Readiness + Send + Sync>>,
+}
+
+/// Where the identity comes from.
+#[derive(Debug, Clone)]
+pub enum IdentityFrom {
+    /// A SPIFFE Workload API, served at `unix:///run/countersign/agent.sock` or `tcp://127.0.0.1:port`. The policy feed is
+    /// beside it.
+    WorkloadApi(String),
+    /// Files that another program keeps up to date. There is no policy feed beside them.
+    Files(IdentityFiles),
 }
 
 /// Why the data path cannot run.
@@ -55,7 +67,7 @@ pub enum ProxyError {
 /// An address cannot be bound at the start.
 pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroundings) -> Result<(), ProxyError> {
     telemetry::describe();
-    let Surroundings { workload_api, metrics, lifecycle, ready } = surroundings;
+    let Surroundings { identity: identity_from, metrics, lifecycle, ready } = surroundings;
     let mut current = config.borrow_and_update().clone();
     let (in_force, config_in_force) = watch::channel(Arc::clone(&current));
     let admin = TcpListener::bind(current.admin).await;
@@ -86,21 +98,29 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         lifecycle: lifecycle.clone(),
     }));
     lifecycle.spawn(enforce(policy, identity.clone(), enforced_sender, lifecycle.clone()));
-    lifecycle.spawn(follow_identity(
-        workload_api.clone(),
-        identity_sender,
-        awaiting_identity.clone(),
-        lifecycle.clone(),
-    ));
+    let (waiting, life) = (awaiting_identity.clone(), lifecycle.clone());
+    let feed = match identity_from {
+        IdentityFrom::WorkloadApi(endpoint) => {
+            lifecycle.spawn(follow_identity(endpoint.clone(), identity_sender, waiting, life));
+            Some(endpoint)
+        }
+        IdentityFrom::Files(files) => {
+            let trust_domain = current.trust_domain.clone();
+            lifecycle.spawn(follow_identity_files(files, trust_domain, identity_sender, waiting, life));
+            None
+        }
+    };
     let follow_policy = |from: &PolicyFrom| {
         let ended = CancellationToken::new();
         let until = ended.clone();
         let (sender, waiting, life) = (policy_sender.clone(), awaiting_policy.clone(), lifecycle.clone());
-        let (from, api) = (from.clone(), workload_api.clone());
+        let (from, feed) = (from.clone(), feed.clone());
         lifecycle.spawn(until.run_until_cancelled_owned(async move {
-            match from {
-                PolicyFrom::Authority => follow_feed(api, sender, waiting, life).await,
-                PolicyFrom::File(file) => follow_file(file, sender, waiting, life).await,
+            match (from, feed) {
+                (PolicyFrom::Authority, Some(feed)) => follow_feed(feed, sender, waiting, life).await,
+                // What was received stays in force, and nothing is allowed before: the configuration says so earlier.
+                (PolicyFrom::Authority, None) => tracing::error!("without a Workload API there is no policy feed"),
+                (PolicyFrom::File(file), _) => follow_file(file, sender, waiting, life).await,
             }
         }));
         ended

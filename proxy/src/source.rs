@@ -1,9 +1,11 @@
-//! What the proxy is given from outside: its identity, and the policy, both over the unix socket of the Workload API.
+//! What the proxy is given from outside: its identity, and the policy, both over the unix socket of the Workload API or
+//! from files.
 //!
 //! Each is followed for as long as the process lives and published in a `watch`. What was received last stays in
 //! force while the other side is away; why nothing was received yet is kept for `/ready`.
 
 mod enforced;
+mod files;
 mod identity;
 mod policy;
 
@@ -16,6 +18,8 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 
 pub(crate) use enforced::{Enforced, EnforcedWatch, Outcome, enforce};
+pub use files::IdentityFiles;
+pub(crate) use files::follow_identity_files;
 pub(crate) use identity::follow_identity;
 pub(crate) use policy::{PolicyWatch, follow_feed, follow_file};
 

@@ -1,6 +1,7 @@
 //! Raw requests through the guard to a real hyper: what the service sees is what was meant, or a refusal.
 //!
-//! The requests are rows of `guard/requests.txt`; anyone can add one.
+//! The requests are rows of `guard/requests.txt`, and of `guard/encoded.txt` for a listener with `paths: encoded`; anyone
+//! can add one.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "guard/harness.rs"]
@@ -8,22 +9,48 @@ mod harness;
 #[path = "guard/rows.rs"]
 mod rows;
 
-use countersign_proxy::guard::{Ambiguous, Framed, HeadLimits, Malformed, check};
-use harness::serve;
+use countersign_proxy::guard::{Ambiguous, Framed, HeadLimits, Malformed, Paths, check};
+use harness::{Seen, serve, serve_paths};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use rows::rows;
+use rows::{Row, rows, rows_of};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// A row, and the paths of the listener that it comes to.
+struct Case {
+    row: Row,
+    paths: Paths,
+}
+
+impl Case {
+    fn serve(&self, pieces: &[&[u8]]) -> Seen {
+        serve_paths(pieces, self.paths)
+    }
+}
+
+impl std::ops::Deref for Case {
+    type Target = Row;
+
+    fn deref(&self) -> &Row {
+        &self.row
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let with = |paths| move |row| Case { row, paths };
+    let encoded = rows_of(include_str!("guard/encoded.txt")).into_iter().map(with(Paths::Encoded));
+    rows().into_iter().map(with(Paths::Strict)).chain(encoded).collect()
+}
 
 #[test]
 fn every_request_is_seen_as_it_was_meant_or_refused_for_the_reason_named() {
-    let wrong: Vec<String> = rows()
+    let wrong: Vec<String> = cases()
         .into_iter()
         .filter_map(|row| {
-            let seen = serve(&[&row.raw]).requests;
+            let seen = row.serve(&[&row.raw]).requests;
             (seen != row.expected).then(|| format!("{}: expected {:?}, seen {seen:?}", row.name, row.expected))
         })
         .collect();
@@ -32,23 +59,23 @@ fn every_request_is_seen_as_it_was_meant_or_refused_for_the_reason_named() {
 
 #[test]
 fn the_verdict_does_not_depend_on_how_the_bytes_arrive() {
-    for row in rows() {
-        let whole = serve(&[&row.raw]);
+    for row in cases() {
+        let whole = row.serve(&[&row.raw]);
         let bytes: Vec<&[u8]> = row.raw.chunks(1).collect();
-        assert_eq!(serve(&bytes), whole, "{}: byte by byte", row.name);
+        assert_eq!(row.serve(&bytes), whole, "{}: byte by byte", row.name);
         // Long rows are long by repetition: what matters is at both ends.
         let ends = row.raw.len().saturating_sub(300);
         for at in (1..row.raw.len()).filter(|at| *at < 300 || *at > ends) {
             let (left, right) = row.raw.split_at(at);
-            assert_eq!(serve(&[left, right]), whole, "{}: split at {at}", row.name);
+            assert_eq!(row.serve(&[left, right]), whole, "{}: split at {at}", row.name);
         }
     }
 }
 
 #[test]
 fn a_connection_is_closed_after_a_refused_head_or_body() {
-    for row in rows() {
-        let seen = serve(&[&row.raw]);
+    for row in cases() {
+        let seen = row.serve(&[&row.raw]);
         let Some(last) = row.expected.last() else { continue };
         if last.contains('~') && !last.ends_with("~eof") {
             assert!(seen.closed, "{}: the connection stays open", row.name);
@@ -66,7 +93,7 @@ fn a_connection_is_closed_after_a_refused_head_or_body() {
 
 #[test]
 fn the_list_of_requests_is_long_and_has_every_reason_of_framing_and_path() {
-    let rows = rows();
+    let rows = cases();
     assert!(rows.len() >= 80);
     let mut names: Vec<_> = rows.iter().map(|row| row.name).collect();
     names.sort_unstable();
@@ -129,7 +156,7 @@ async fn a_refusal_reaches_a_client_that_had_sent_more_than_its_head() {
     let (server, _) = listener.accept().await.unwrap();
     let io = TokioIo::new(Framed::new(server, HeadLimits::default()));
     let service = service_fn(|request: Request<Incoming>| async move {
-        let refused = check(&request.into_parts().0).unwrap_err();
+        let refused = check(&request.into_parts().0, Paths::Strict).unwrap_err();
         Response::builder().status(400).body(refused.reason().to_owned())
     });
     http1::Builder::new().serve_connection(io, service).await.unwrap();

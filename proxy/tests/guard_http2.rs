@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use countersign_proxy::guard::check;
+use countersign_proxy::guard::{Paths, check};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -74,7 +74,7 @@ async fn verdict(fields: Fields<'_>) -> String {
     let service = service_fn(move |request: Request<Incoming>| {
         let (parts, _) = request.into_parts();
         let target = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
-        let line = match check(&parts) {
+        let line = match check(&parts, Paths::Strict) {
             Ok(()) => format!("{} {target}", parts.method),
             Err(refused) => format!("!{}", refused.reason()),
         };

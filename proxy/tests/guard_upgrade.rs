@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use countersign_proxy::guard::{Framed, HeadLimits, check};
+use countersign_proxy::guard::{Framed, HeadLimits, Paths, check};
 use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -49,7 +49,8 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let upgrade = hyper::upgrade::on(&mut request);
     let (parts, _) = request.into_parts();
-    let verdict = check(&parts).map_or_else(|refused| format!("!{}", refused.reason()), |()| parts.uri.to_string());
+    let verdict = check(&parts, Paths::Strict);
+    let verdict = verdict.map_or_else(|refused| format!("!{}", refused.reason()), |()| parts.uri.to_string());
     requests.lock().unwrap().push(verdict.clone());
     let response = Response::builder();
     match verdict.as_str() {

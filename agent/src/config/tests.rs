@@ -34,7 +34,7 @@ fn the_authority_with_its_defaults_is_read() {
     assert_eq!(authority.address, Address::Tcp("ca:8443".into()));
     assert_eq!(authority.evidence, Evidence::JoinToken("/run/enrol/token".into()));
     assert_eq!((authority.state.as_ref(), authority.socket_mode), (None, 0o600));
-    assert_eq!(config.workload_api().to_string(), "unix:///run/countersign/agent.sock");
+    assert_eq!(authority.socket.to_string(), "unix:///run/countersign/agent.sock");
 }
 
 #[test]
@@ -56,9 +56,20 @@ fn every_problem_is_named_at_once_with_its_line() {
 #[test]
 fn an_authority_and_a_foreign_workload_api_exclude_each_other() {
     let problems = read("identity: { authority: \"ca:1\", workload_api: \"unix:///x\" }").unwrap_err().to_string();
-    assert!(problems.contains("only one of the keys authority, workload_api"), "{problems}");
+    assert!(problems.contains("only one of the keys authority, workload_api, files"), "{problems}");
     let problems = read("identity: { workload_api: \"unix:///x\", bundle: x }").unwrap_err().to_string();
     assert!(problems.contains("unknown key \"bundle\""), "{problems}");
+}
+
+#[test]
+fn an_identity_may_lie_in_files() {
+    let config = read("identity: { files: { cert: svid.pem, key: /run/svid.key, bundle: bundle.pem } }").unwrap();
+    let Source::Files(files) = &config.identity else { panic!("it lies in files") };
+    assert!(files.cert.ends_with("svid.pem") && files.key == Path::new("/run/svid.key"));
+    let problems = read("identity: { files: { cert: a, chain: b } }").unwrap_err().to_string();
+    for problem in ["key \"key\" is missing", "key \"bundle\" is missing", "unknown key \"chain\""] {
+        assert!(problems.contains(problem), "{problem}\n\n{problems}");
+    }
 }
 
 #[test]

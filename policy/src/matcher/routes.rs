@@ -67,14 +67,35 @@ impl Table {
     /// Lowers each of `firsts` to the first rule here that matches, if that is earlier.
     pub(super) fn collect(&self, action: &Action<'_>, firsts: &mut Firsts) {
         self.collect_denials(action, firsts);
-        collect(&self.allow, action, &mut firsts.allow);
-        collect(&self.allow_in_audit, action, &mut firsts.allow_in_audit);
+        self.collect_allowances(action, firsts);
     }
 
     /// As [`Table::collect`], of the rules that deny alone.
     pub(super) fn collect_denials(&self, action: &Action<'_>, firsts: &mut Firsts) {
         collect(&self.deny, action, &mut firsts.deny);
         collect(&self.deny_in_audit, action, &mut firsts.deny_in_audit);
+    }
+
+    /// As [`Table::collect`], of the rules that allow alone.
+    pub(super) fn collect_allowances(&self, action: &Action<'_>, firsts: &mut Firsts) {
+        collect(&self.allow, action, &mut firsts.allow);
+        collect(&self.allow_in_audit, action, &mut firsts.allow_in_audit);
+    }
+}
+
+impl Firsts {
+    /// Whether anything lets it pass.
+    pub(super) fn has_allowance(&self) -> bool {
+        self.allow.is_some() || self.allow_in_audit.is_some()
+    }
+
+    /// Keeps what allows only as far as `other` is allowed too: what passes by audit alone there passes by it alone.
+    pub(super) fn allow_only_with(&mut self, other: &Self) {
+        if !self.has_allowance() || !other.has_allowance() {
+            (self.allow, self.allow_in_audit) = (None, None);
+        } else if other.allow.is_none() && self.allow.take().is_some() {
+            self.allow_in_audit = other.allow_in_audit;
+        }
     }
 }
 

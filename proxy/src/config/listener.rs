@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use countersign_config::{Table, Value};
 use countersign_identity::{SpiffeId, TrustDomain};
 
-use super::{Address, Taken};
+use super::{AcceptProxyProtocol, Address, Taken, proxy_protocol};
+use crate::guard::Paths;
 
 /// What the app speaks. It is declared, never guessed from the bytes of a TLS connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,12 @@ pub struct Inbound {
     pub app: Address,
     /// What the app speaks.
     pub protocol: Protocol,
+    /// Which paths may be asked for.
+    pub paths: Paths,
+    /// From whom a PROXY header is taken.
+    pub accept_proxy_protocol: Option<AcceptProxyProtocol>,
+    /// Whether the app is sent a PROXY header.
+    pub send_proxy_protocol: bool,
 }
 
 /// Where the app reaches another workload.
@@ -44,6 +51,10 @@ pub struct Outbound {
     pub identity: SpiffeId,
     /// What the app speaks.
     pub protocol: Protocol,
+    /// Which paths may be asked for.
+    pub paths: Paths,
+    /// From whom a PROXY header is taken.
+    pub accept_proxy_protocol: Option<AcceptProxyProtocol>,
 }
 
 impl Protocol {
@@ -81,8 +92,19 @@ impl Inbound {
             ))
         });
         let protocol = Protocol::read(&table);
+        let paths = paths(&table, protocol);
+        let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
+        let send_proxy_protocol = proxy_protocol::sends(&table, protocol);
         allow_remote?;
-        Some(Self { name: name?, listen: listen?.1, app: app?, protocol: protocol? })
+        Some(Self {
+            name: name?,
+            listen: listen?.1,
+            app: app?,
+            protocol: protocol?,
+            paths: paths?,
+            accept_proxy_protocol: accept_proxy_protocol?,
+            send_proxy_protocol: send_proxy_protocol?,
+        })
     }
 }
 
@@ -106,8 +128,18 @@ impl Outbound {
         });
         let identity = table.required("identity").and_then(|value| identity(&value, trust_domain));
         let protocol = Protocol::read(&table);
+        let paths = paths(&table, protocol);
+        let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
         allow_remote?;
-        Some(Self { name: name?, listen: listen?, to: to?, identity: identity?, protocol: protocol? })
+        Some(Self {
+            name: name?,
+            listen: listen?,
+            to: to?,
+            identity: identity?,
+            protocol: protocol?,
+            paths: paths?,
+            accept_proxy_protocol: accept_proxy_protocol?,
+        })
     }
 }
 
@@ -127,6 +159,14 @@ fn listen<'a>(table: &Table<'a>, taken: &mut Taken) -> Option<(Value<'a>, Socket
     let address: SocketAddr = value.parse()?;
     taken.address(&value, address)?;
     Some((value, address))
+}
+
+fn paths(table: &Table<'_>, protocol: Option<Protocol>) -> Option<Paths> {
+    let Some(value) = table.optional("paths") else { return Some(Paths::default()) };
+    if protocol == Some(Protocol::Tcp) {
+        return value.problem("says which paths may be asked for, and of tcp nothing is known");
+    }
+    value.one_of(&[("strict", Paths::Strict), ("encoded", Paths::Encoded)])
 }
 
 /// Whether the plain side of the listener may leave this host.

@@ -1,6 +1,7 @@
 use countersign_config::Document;
 
 use super::*;
+use crate::guard::Paths;
 
 fn read(text: &str) -> Result<Config, String> {
     let document = Document::parse("/etc/dir/sidecar.yaml", text).unwrap();
@@ -22,7 +23,7 @@ fn an_empty_file_is_a_sidecar_with_defaults() {
 #[test]
 fn every_key_is_read() {
     let config = read(
-        "inbound:\n- { name: a, listen: 0.0.0.0:15443, app: localhost:80, protocol: grpc }\n\
+        "inbound:\n- { name: a, listen: 0.0.0.0:15443, app: localhost:80, protocol: grpc, paths: encoded }\n\
          outbound:\n- { name: b, listen: 127.0.0.1:1, to: [b:15443, '[::1]:2'], identity: /ns/b, protocol: tcp }\n\
          policy: policy.yaml\nadmin: { listen: 127.0.0.1:9 }\ndrain: { grace: 5s }\naccess_log: true\n\
          limits: { connections: 5, requests: 7, idle: 1h }\n",
@@ -31,6 +32,7 @@ fn every_key_is_read() {
     assert_eq!(config.policy, PolicyFrom::File("/etc/dir/policy.yaml".into()));
     assert_eq!(config.outbound[0].to[0], Address::Name("b".into(), 15443));
     assert_eq!(config.outbound[0].identity.to_string(), "spiffe://a.example/ns/b");
+    assert_eq!((config.inbound[0].paths, config.outbound[0].paths), (Paths::Encoded, Paths::Strict));
     assert_eq!(config.grace, Duration::from_secs(5));
     assert_eq!(config.limits.requests, 7);
     assert_eq!((config.limits.connections, config.limits.idle), (5, Duration::from_secs(3600)));
@@ -59,6 +61,51 @@ fn the_plain_side_stays_on_this_host_unless_allowed() {
     let inbound = "inbound:\n- { name: a, listen: 0.0.0.0:1, app: 10.0.0.1:1, protocol: http }";
     assert!(read(inbound).unwrap_err().contains("is not on this host"));
     assert!(read("admin: { listen: 0.0.0.0:1 }").unwrap_err().contains("no sign-in"));
+}
+
+#[test]
+fn paths_are_of_http_alone() {
+    let outbound =
+        "outbound:\n- { name: a, listen: 127.0.0.1:1, to: b:1, identity: /b, protocol: tcp, paths: encoded }";
+    assert!(read(outbound).unwrap_err().contains("of tcp nothing is known"));
+    let error = read(&INBOUND.replace("http", "http, paths: loose")).unwrap_err();
+    assert!(error.contains("\"loose\" is not one of strict, encoded"), "{error}");
+}
+
+#[test]
+fn a_proxy_header_is_taken_from_named_networks_and_sent_over_connections_that_are_not_shared() {
+    let inbound = |more: &str| format!("inbound:\n- {{ name: a, listen: 0.0.0.0:1, app: 127.0.0.1:2, {more} }}\n");
+    let accept = |from: &str| inbound(&format!("protocol: http, accept_proxy_protocol: {{ {from} }}"));
+    let config = read(&accept("from: [10.0.0.0/8, 192.0.2.7, '2001:db8::/32']")).unwrap();
+    let accepts = config.inbound[0].accept_proxy_protocol.as_ref().unwrap();
+    for (address, is_from) in [
+        ("10.1.2.3", true),
+        ("::ffff:10.1.2.3", true),
+        ("192.0.2.7", true),
+        ("192.0.2.8", false),
+        ("2001:db8::1", true),
+    ] {
+        assert_eq!(accepts.from(address.parse().unwrap()), is_from, "{address}");
+    }
+    assert!(accepts.others_are_refused());
+    let direct = read(&accept("from: 10.0.0.1, others: direct")).unwrap();
+    assert!(!direct.inbound[0].accept_proxy_protocol.as_ref().unwrap().others_are_refused());
+    for (from, problem) in [
+        ("from: []", "names no address"),
+        ("from: 10.0.0.1/8", "did you mean 10.0.0.0/8?"),
+        ("from: lb.internal", "neither an IP address nor a network"),
+        ("others: direct", "key \"from\" is missing"),
+        ("from: 10.0.0.1, others: maybe", "is not one of refuse, direct"),
+    ] {
+        let error = read(&accept(from)).unwrap_err();
+        assert!(error.contains(problem), "{problem:?} is not in\n{error}");
+    }
+    assert!(read(&inbound("protocol: tcp, send_proxy_protocol: v2")).unwrap().inbound[0].send_proxy_protocol);
+    for protocol in ["http", "grpc"] {
+        let error = read(&inbound(&format!("protocol: {protocol}, send_proxy_protocol: v2"))).unwrap_err();
+        assert!(error.contains("shared by callers unless protocol is tcp"), "{error}");
+    }
+    assert!(read(&inbound("protocol: tcp, send_proxy_protocol: v1")).unwrap_err().contains("is not one of v2"));
 }
 
 #[test]

@@ -106,7 +106,7 @@ pub(super) fn requests(raw: &[u8], reader: Reader, client_cert: Option<&HeaderVa
 
 async fn record(request: hyper::Request<Incoming>, guarded: bool, client_cert: Option<HeaderValue>) -> Seen {
     let (mut parts, body) = request.into_parts();
-    if guarded && let Err(refused) = guard::check(&parts) {
+    if guarded && let Err(refused) = guard::check(&parts, guard::Paths::Strict) {
         collect(body).await;
         return Seen::Refused(refused.reason());
     }

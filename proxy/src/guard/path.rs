@@ -3,6 +3,9 @@
 //! A path is compared by the policy and read by the application, and between the two lie decoders, normalisers and
 //! routers that we do not know. What any of them might rewrite is refused, so that all see the same path. Nothing is
 //! normalised here: what passes is forwarded byte for byte.
+//!
+//! [`check_encoded`] lets through what object stores and gateways need, `%2F` above all. Which readings such a path has
+//! is then the policy's to look at; refused is what leads out of the place that it names, in whichever reading.
 
 use super::reasons::Ambiguous;
 
@@ -15,6 +18,89 @@ pub(crate) fn check(target: &str) -> Result<(), Ambiguous> {
     }
     bytes(path.as_bytes())?;
     segments(path)
+}
+
+/// As [`check`], for a listener with `paths: encoded`: whether no reading of `target` is one that nobody should send.
+/// Whatever [`check`] passes passes here too.
+pub(super) fn check_encoded(target: &str) -> Result<(), Ambiguous> {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    if !query.bytes().all(may_stand) {
+        return Err(Ambiguous::RawByte);
+    }
+    raw_bytes(path.as_bytes())?;
+    // What the last of two decoders finds. Neither a dot segment nor a control byte that an earlier reader sees is gone
+    // for a later one: decoding takes nothing away that it had not to begin with.
+    let last = decode(&decode(path.as_bytes()));
+    if octets(&last).next().is_some() {
+        return Err(Ambiguous::DeepPercent);
+    }
+    if last.iter().any(u8::is_ascii_control) {
+        return Err(Ambiguous::EncodedControl);
+    }
+    if last.windows(2).any(is_overlong) {
+        return Err(Ambiguous::EncodedUtf8);
+    }
+    if EQUIVALENT
+        .iter()
+        .any(|character| memchr::memmem::find(&last, character.encode_utf8(&mut [0; 4]).as_bytes()).is_some())
+    {
+        return Err(Ambiguous::EncodedEquivalent);
+    }
+    let mut segments = last.split(|byte| matches!(byte, b'/' | b'\\')).skip(1);
+    // What follows two slashes at the beginning is a host to some (RFC 3986, section 4.2).
+    if segments.clone().count() > 1 && segments.clone().next().is_some_and(|first| name(first).is_empty()) {
+        return Err(Ambiguous::EmptySegment);
+    }
+    // Without its parameters it would be one more slash, to the policy an unforeseen one.
+    if segments.clone().any(|segment| !segment.is_empty() && name(segment).is_empty()) {
+        return Err(Ambiguous::EmptySegment);
+    }
+    if segments.any(|segment| matches!(name(segment), b"." | b"..")) {
+        return Err(Ambiguous::DotSegment);
+    }
+    Ok(())
+}
+
+/// What may not stand unencoded.
+fn raw_bytes(path: &[u8]) -> Result<(), Ambiguous> {
+    let mut rest = path;
+    while let [byte, after @ ..] = rest {
+        rest = match byte {
+            b'%' => octet(rest).ok_or(Ambiguous::InvalidPercent)?.1,
+            b'\\' => return Err(Ambiguous::Backslash),
+            byte if may_stand(*byte) => after,
+            _ => return Err(Ambiguous::RawByte),
+        };
+    }
+    Ok(())
+}
+
+/// `path` with every encoded octet decoded once.
+fn decode(path: &[u8]) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let [byte, after @ ..] = rest {
+        let (byte, after) = octet(rest).unwrap_or((*byte, after));
+        decoded.push(byte);
+        rest = after;
+    }
+    decoded
+}
+
+/// Every encoded octet of `path`.
+fn octets(path: &[u8]) -> impl Iterator<Item = u8> {
+    memchr::memchr_iter(b'%', path).filter_map(|at| Some(octet(path.get(at..)?)?.0))
+}
+
+/// Whether two octets begin a character that could be written in fewer: so slashes and dots are hidden (`%c0%af`) from
+/// who does not decode as carelessly.
+fn is_overlong(pair: &[u8]) -> bool {
+    matches!(pair, [0xc0 | 0xc1, 0x80..=0xbf] | [0xe0, 0x80..=0x9f] | [0xf0, 0x80..=0x8f])
+}
+
+/// A segment without its parameters.
+fn name(segment: &[u8]) -> &[u8] {
+    segment.split(|byte| *byte == b';').next().unwrap_or(segment)
 }
 
 fn bytes(path: &[u8]) -> Result<(), Ambiguous> {
@@ -47,8 +133,7 @@ fn encoded(rest: &[u8]) -> Result<&[u8], Ambiguous> {
         0..=0x7f => Ok(after),
         // Overlong forms hide slashes and dots (%c0%af).
         lead => match character(lead, after).ok_or(Ambiguous::EncodedUtf8)? {
-            // To whoever normalises Unicode in any form they are `;`, a grave accent and `K`; no other is ASCII to all.
-            ('\u{37e}' | '\u{1fef}' | '\u{212a}', _) => Err(Ambiguous::EncodedEquivalent),
+            (character, _) if EQUIVALENT.contains(&character) => Err(Ambiguous::EncodedEquivalent),
             (_, after) => Ok(after),
         },
     }
@@ -107,99 +192,8 @@ pub(super) fn may_stand(byte: u8) -> bool {
     (0x21..=0x7e).contains(&byte) && !matches!(byte, b'#' | b'"' | b'<' | b'>' | b'`')
 }
 
+/// To whoever normalises Unicode in any form they are `;`, a grave accent and `K`; no other is ASCII to all.
+const EQUIVALENT: [char; 3] = ['\u{37e}', '\u{1fef}', '\u{212a}'];
+
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ordinary_paths_pass() {
-        for target in [
-            "/",
-            "/a",
-            "/a/",
-            "/a/b.c/~d",
-            "/a%20b",
-            "/stra%C3%9Fe",
-            "/%E2%82%AC",
-            "/%F0%9F%98%80",
-            "/a;v=1/b",
-            "/.well-known/x",
-            "/a..b",
-            "/...",
-            "/a:b@c",
-            "/100%25",
-            "/100%25/x",
-            "/%3Ca%3E",
-            "/?",
-            "/a?x=//..\\%2f%zz&y=/../",
-            "/a?b?c",
-            "/%40a",
-            "/a%2Cb",
-            "/a%3Bb",
-            "/v1/models%3Adelete",
-            "/%25g1",
-        ] {
-            assert_eq!(check(target), Ok(()), "{target}");
-        }
-    }
-
-    #[test]
-    fn paths_with_two_readings_are_refused() {
-        use Ambiguous::*;
-        for (target, reason) in [
-            ("//", EmptySegment),
-            ("//a", EmptySegment),
-            ("/a//b", EmptySegment),
-            ("/a//", EmptySegment),
-            ("/;x/a", EmptySegment),
-            ("/;", EmptySegment),
-            ("/.", DotSegment),
-            ("/..", DotSegment),
-            ("/a/./b", DotSegment),
-            ("/a/../b", DotSegment),
-            ("/a/..;/b", DotSegment),
-            ("/a/.;x=1", DotSegment),
-            ("/a/..%3B/b", DotSegment),
-            ("/a/.%3bx", DotSegment),
-            ("/%3Bx/a", EmptySegment),
-            ("/a\\b", Backslash),
-            ("/a b", RawByte),
-            ("/a\tb", RawByte),
-            ("/a#b", RawByte),
-            ("/ä", RawByte),
-            ("/a?x=ä", RawByte),
-            ("/a?x=#", RawByte),
-            ("/a?x=\u{7f}", RawByte),
-            ("/%", InvalidPercent),
-            ("/%2", InvalidPercent),
-            ("/%zz", InvalidPercent),
-            ("/%+2", InvalidPercent),
-            ("/%2/a", InvalidPercent),
-            ("/%252e", DoublePercent),
-            ("/%2541", DoublePercent),
-            ("/%25%32%66", EncodedUnreserved),
-            ("/a%2fb", EncodedSlash),
-            ("/a%2Fb", EncodedSlash),
-            ("/a%5cb", EncodedBackslash),
-            ("/%2e%2e/a", EncodedDot),
-            ("/.%2E/a", EncodedDot),
-            ("/a%00", EncodedControl),
-            ("/a%0a", EncodedControl),
-            ("/a%7f", EncodedControl),
-            ("/%61dmin", EncodedUnreserved),
-            ("/%7Euser", EncodedUnreserved),
-            ("/%c0%af", EncodedUtf8),
-            ("/%e0%80%af", EncodedUtf8),
-            ("/%c3", EncodedUtf8),
-            ("/%c3a", EncodedUtf8),
-            ("/%80", EncodedUtf8),
-            ("/%ff", EncodedUtf8),
-            ("/%ed%a0%80", EncodedUtf8),
-            ("/..%CD%BE/a", EncodedEquivalent),
-            ("/%e1%bf%af", EncodedEquivalent),
-            ("/%E2%84%AA", EncodedEquivalent),
-        ] {
-            assert_eq!(check(target), Err(reason), "{target}");
-        }
-    }
-}
+mod tests;

@@ -128,6 +128,7 @@ reasons! {
         RawByte = "raw_byte": "the target has a byte that must be percent-encoded",
         InvalidPercent = "invalid_percent": "the path has a % that two hexadecimal digits do not follow",
         DoublePercent = "double_percent": "the path is percent-encoded twice",
+        DeepPercent = "deep_percent": "the path is percent-encoded more than twice",
         EncodedSlash = "encoded_slash": "the path has a percent-encoded slash",
         EncodedBackslash = "encoded_backslash": "the path has a percent-encoded backslash",
         EncodedDot = "encoded_dot": "the path has a percent-encoded dot",

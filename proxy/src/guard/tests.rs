@@ -9,7 +9,7 @@ fn verdict(version: Version, method: &str, uri: &str, headers: &[(&str, &[u8])])
         request = request.header(*name, *value);
     }
     let (parts, ()) = request.body(()).unwrap().into_parts();
-    check(&parts).map_or_else(Refused::reason, |()| "ok")
+    check(&parts, Paths::Strict).map_or_else(Refused::reason, |()| "ok")
 }
 
 fn http2(uri: &str, headers: &[(&str, &[u8])]) -> &'static str {

@@ -16,7 +16,7 @@ use super::{Backoff, PATIENCE, Waiting, connect, marked, said};
 
 /// Why an identity could not be received.
 #[derive(Debug, thiserror::Error)]
-enum IdentityError {
+pub(super) enum IdentityError {
     /// The Workload API cannot be reached, refuses, or sent what is not an answer.
     #[error("{0}")]
     Api(String),
@@ -25,7 +25,7 @@ enum IdentityError {
     Timeout,
     /// It speaks for another workload now. A process is one workload for its life: else whoever takes over the socket
     /// would change whom our peers and our app deal with.
-    #[error("the Workload API gives {given}, but we are {held}; restart to become the other")]
+    #[error("we are given {given}, but we are {held}; restart to become the other")]
     Another {
         /// Whom we have been since the start.
         held: SpiffeId,
@@ -102,11 +102,9 @@ async fn follow_once(
         };
         match received {
             Ok(received) => {
-                let held = identity.borrow().as_ref().map(|held| held.svid.id().clone());
-                if let Some(held) = held.filter(|held| held != received.svid.id()) {
-                    return Some(IdentityError::Another { held, given: received.svid.id().clone() });
+                if let Err(error) = take(received, identity, waiting) {
+                    return Some(error);
                 }
-                publish(received, identity, waiting);
             }
             Err(error) => return Some(error),
         }
@@ -114,7 +112,16 @@ async fn follow_once(
     }
 }
 
-fn publish(received: Identity, identity: &watch::Sender<Option<Arc<Identity>>>, waiting: &Waiting) {
+/// Publishes an identity, unless it is another workload's.
+pub(super) fn take(
+    received: Identity,
+    identity: &watch::Sender<Option<Arc<Identity>>>,
+    waiting: &Waiting,
+) -> Result<(), IdentityError> {
+    let held = identity.borrow().as_ref().map(|held| held.svid.id().clone());
+    if let Some(held) = held.filter(|held| held != received.svid.id()) {
+        return Err(IdentityError::Another { held, given: received.svid.id().clone() });
+    }
     let not_after = received.svid.not_after().as_secs();
     let left = not_after.saturating_sub(now().as_secs());
     tracing::info!(
@@ -127,6 +134,7 @@ fn publish(received: Identity, identity: &watch::Sender<Option<Arc<Identity>>>, 
     metrics::counter!("countersign_identity_updates_total").increment(1);
     waiting.set(None);
     identity.send_replace(Some(Arc::new(received)));
+    Ok(())
 }
 
 fn from_response(response: &X509svidResponse) -> Result<Identity, IdentityError> {

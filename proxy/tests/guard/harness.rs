@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
-use countersign_proxy::guard::{self, Framed, HeadLimits};
+use countersign_proxy::guard::{self, Framed, HeadLimits, Paths};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -31,6 +31,11 @@ pub(crate) struct Seen {
 
 /// Lets hyper serve a connection on which `pieces` arrive one after the other.
 pub(crate) fn serve(pieces: &[&[u8]]) -> Seen {
+    serve_paths(pieces, Paths::Strict)
+}
+
+/// As [`serve`], on a listener that takes such paths.
+pub(crate) fn serve_paths(pieces: &[&[u8]], paths: Paths) -> Seen {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let wire = Wire {
         pieces: pieces.iter().map(|piece| piece.to_vec()).collect(),
@@ -40,7 +45,7 @@ pub(crate) fn serve(pieces: &[&[u8]]) -> Seen {
     };
     let (ended, answers) = (Arc::clone(&wire.ended), Arc::clone(&wire.answers));
     let recorded = Arc::clone(&seen);
-    let service = service_fn(move |request| record(request, Arc::clone(&recorded)));
+    let service = service_fn(move |request| record(request, paths, Arc::clone(&recorded)));
     let framed = Framed::new(wire, HeadLimits::default());
     let connection = hyper::server::conn::http1::Builder::new()
         .auto_date_header(false)
@@ -58,10 +63,11 @@ pub(crate) fn serve(pieces: &[&[u8]]) -> Seen {
 /// `GET /a`, `POST /a =body`, `POST /a ~reason` for a body that breaks off, `!reason` for a refused request.
 async fn record(
     request: Request<Incoming>,
+    paths: Paths,
     seen: Arc<Mutex<Vec<String>>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
-    let (line, status) = match guard::check(&parts) {
+    let (line, status) = match guard::check(&parts, paths) {
         Err(refused) => {
             // Else it would depend on time whether hyper can go on with the connection.
             let _ = body.collect().await;

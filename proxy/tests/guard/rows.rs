@@ -8,10 +8,15 @@ pub(crate) struct Row {
     pub(crate) raw: Vec<u8>,
 }
 
+/// The requests for a listener whose paths are strict.
+pub(crate) fn rows() -> Vec<Row> {
+    rows_of(include_str!("requests.txt"))
+}
+
 /// `name | what the service sees, in order | raw bytes`. In the raw bytes `\r`, `\n`, `\t`, `\\` and `\xHH` are
 /// escapes, and `\<text*1000>` repeats.
-pub(crate) fn rows() -> Vec<Row> {
-    let lines = include_str!("requests.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+pub(crate) fn rows_of(file: &'static str) -> Vec<Row> {
+    let lines = file.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines
         .map(|line| {
             let mut columns = line.splitn(3, " | ");

@@ -5,6 +5,8 @@ mod changes;
 mod denials;
 mod ends;
 mod identities;
+mod identity_files;
+mod introductions;
 mod messages;
 mod raw_tcp;
 mod readings;

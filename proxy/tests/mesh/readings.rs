@@ -2,10 +2,12 @@
 
 use http::Request;
 use http_body_util::BodyExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use super::support::app::answer;
 use super::support::sidecar::metric;
-use super::support::{ALLOW, App, Authority, PROMPT, Pair, SERVER, client, free_address, soon, until};
+use super::support::{ALLOW, App, Authority, PROMPT, Pair, SERVER, client, free_address, read_to, soon, until};
 
 #[tokio::test]
 async fn a_denied_path_is_denied_however_it_is_spelt_and_what_passes_is_not_changed() {
@@ -17,6 +19,94 @@ async fn a_denied_path_is_denied_however_it_is_spelt_and_what_passes_is_not_chan
     }
     for path in ["/models%3Adelete", "/a;v=1/b%40c", "/denied2;x", "/a%20b"] {
         assert_eq!(client::get(pair.entrance, path).await, (200, path.to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn encoded_names_pass_unchanged_where_a_listener_takes_them_and_are_denied_if_any_reading_is() {
+    let app = App::http1(|request: Request<hyper::body::Incoming>| async move { answer(request.uri().to_string()) });
+    let app = app.await;
+    let pair = Pair::start("http, paths: encoded", app.address).await;
+    let mut http1 = client::http1(pair.entrance).await;
+    let mut http2 = client::http2(pair.entrance).await;
+    let mut told = async |path: &str| {
+        let get = |uri: &str| Request::get(uri).header("host", "app.test").body(client::empty()).unwrap();
+        let first = soon("a response", http1.send_request(get(path))).await.unwrap();
+        let second = get(&format!("http://app.test{path}"));
+        let second = soon("a response", http2.send_request(second)).await.unwrap();
+        assert_eq!(first.status(), second.status(), "{path}");
+        let (status, fault) = (first.status().as_u16(), first.headers().get("x-countersign-fault").cloned());
+        let texts = (client::text(first).await, client::text(second).await);
+        assert!(status != 200 || texts == (path.to_owned(), path.to_owned()), "{path}: {texts:?}");
+        (status, fault.map(|fault| fault.to_str().unwrap().to_owned()))
+    };
+    for path in
+        ["/plain", "/a%2Fb", "/a%5cb//c", "/%61%2E?x=%2f", "/a%252Fb", "/%ff%fe", "/queues/%2F/x", "/plain/again"]
+    {
+        assert_eq!(told(path).await, (200, None), "{path}");
+    }
+    for path in [
+        "/denied%2Fx",
+        "/%64enied/x",
+        "/denied%252Fx",
+        "/denied%5Cx",
+        "/denied%3Ba%2F",
+        "/x/../denied%2F",
+        "//denied/x",
+    ] {
+        let refused = path.contains("..") || path.starts_with("//");
+        let expected = if refused { (400, "client") } else { (403, "policy") };
+        assert_eq!(told(path).await, (expected.0, Some(expected.1.to_owned())), "{path}");
+    }
+    let (_, shown) = client::get(pair.server.admin, "/config").await;
+    assert!(shown.contains(r#""paths": "encoded""#), "{shown}");
+    let (_, shown) = client::get(pair.server.admin, "/decisions").await;
+    assert!(shown.contains("denies GET /denied%2Fx"), "{shown}");
+}
+
+#[tokio::test]
+async fn one_listener_that_takes_encoded_names_does_not_open_the_next() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start("http", app.address).await;
+    assert_eq!(client::get(pair.entrance, "/a%2Fb").await.0, 400, "refused by the caller's own sidecar");
+    pair.client.reload(&pair.client_config.replace("protocol: http", "protocol: http, paths: encoded"));
+    let refused =
+        || metric("countersign_guard_refusals_total", &["direction=\"inbound\"", "encoded_slash", &pair.label()]);
+    until("the called one refuses it", || async {
+        client::get(pair.entrance, "/a%2Fb").await.0 == 400 && refused() > 0.5
+    })
+    .await;
+    assert_eq!(client::get(pair.entrance, "/a").await.0, 200);
+}
+
+/// What comes back of `answer`, the whole of what an app says, on either path through the sidecars.
+async fn comes_back(answer: &'static str, on_fast_path: bool) -> String {
+    let app = App::tcp(move |mut tcp| async move {
+        read_to(&mut tcp, "\r\n\r\n").await;
+        tcp.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await;
+    let pair = Pair::start("http, paths: encoded", app.address).await;
+    let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
+    let path = if on_fast_path { "/a" } else { "/a%2Fb" };
+    let request = format!("GET {path} HTTP/1.1\r\nhost: app.test\r\nconnection: close\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    read_to(&mut tcp, "the end never comes").await.to_ascii_lowercase()
+}
+
+#[tokio::test]
+async fn what_an_app_says_with_two_readings_does_not_leave_the_sidecar() {
+    for on_fast_path in [true, false] {
+        let twice = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok";
+        let back = comes_back(twice, on_fast_path).await;
+        assert!(back.starts_with("http/1.1 200") && back.ends_with("ok"), "{back}");
+        assert_eq!(back.matches("content-length: 2").count(), 1, "{on_fast_path}: {back}");
+        let different = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok!";
+        let back = comes_back(different, on_fast_path).await;
+        assert!(back.starts_with("http/1.1 502"), "{on_fast_path}: {back}");
+        let extension = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2;ext=1\r\nok\r\n0\r\n\r\n";
+        let back = comes_back(extension, on_fast_path).await;
+        assert!(!back.contains("ext=1"), "{on_fast_path}: {back}");
     }
 }
 

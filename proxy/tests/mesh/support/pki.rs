@@ -22,7 +22,30 @@ pub(crate) struct Issued {
     pub(crate) key: Vec<u8>,
 }
 
+impl Issued {
+    /// The certificate, PEM.
+    pub(crate) fn cert_pem(&self) -> String {
+        pem("CERTIFICATE", &self.leaf)
+    }
+
+    /// The key in PKCS #8, PEM.
+    pub(crate) fn key_pem(&self) -> String {
+        pem("PRIVATE KEY", &self.key)
+    }
+
+    /// The key in SEC 1, PEM, as openssl ecparam writes it: it is what PKCS #8 wraps.
+    pub(crate) fn key_sec1_pem(&self) -> String {
+        let at = self.key.windows(5).position(|bytes| bytes == [2, 1, 1, 4, 32]).unwrap() - 2;
+        pem("EC PRIVATE KEY", &self.key[at..])
+    }
+}
+
 impl Authority {
+    /// Its certificate, PEM.
+    pub(crate) fn pem(&self) -> String {
+        pem("CERTIFICATE", &self.certificate)
+    }
+
     pub(crate) fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let key = KeyPair::generate().unwrap();
@@ -60,6 +83,11 @@ impl Authority {
         let leaf = params.signed_by(&key, &self.issuer).unwrap().der().to_vec();
         Issued { id: id.to_owned(), leaf, key: key.serialize_der() }
     }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+    format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
 }
 
 pub(crate) fn uri(text: &str) -> SanType {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use countersign_identity::TrustDomain;
-use countersign_proxy::{Config, ProxyError, Surroundings, run};
+use countersign_proxy::{Config, IdentityFrom, ProxyError, Surroundings, run};
 use countersign_runtime::Lifecycle;
 use countersign_runtime::telemetry::Metrics;
 use tokio::sync::watch;
@@ -59,15 +59,16 @@ pub(crate) fn config(yaml: &str) -> Arc<Config> {
 
 impl Sidecar {
     pub(crate) fn start(yaml: &str, api: &WorkloadApi) -> Self {
+        Self::start_from(yaml, IdentityFrom::WorkloadApi(api.endpoint()))
+    }
+
+    /// One whose identity comes from elsewhere.
+    pub(crate) fn start_from(yaml: &str, identity: IdentityFrom) -> Self {
         let admin = free_address();
         let (config, updates) = watch::channel(config(&format!("{yaml}admin: {{ listen: '{admin}' }}\n")));
         let lifecycle = Lifecycle::new();
-        let surroundings = Surroundings {
-            workload_api: api.endpoint(),
-            metrics: metrics(),
-            lifecycle: lifecycle.clone(),
-            ready: Vec::new(),
-        };
+        let surroundings =
+            Surroundings { identity, metrics: metrics(), lifecycle: lifecycle.clone(), ready: Vec::new() };
         let running = Some(tokio::spawn(run(updates, surroundings)));
         Self { admin, lifecycle, config, running }
     }
