@@ -84,7 +84,7 @@ fn each(path: &str) -> Readings {
                 found.push(reading);
             }
         }
-        if found.len() > MOST_READINGS {
+        if found.len() > MOST_READINGS || found.iter().map(String::len).sum::<usize>() > MOST_TOTAL {
             return Readings::TooMany;
         }
         looked_at += 1;
@@ -92,6 +92,9 @@ fn each(path: &str) -> Readings {
     found.remove(0);
     Readings::Each(found)
 }
+
+/// How long all readings of a path may be together: what a decision costs goes with it.
+const MOST_TOTAL: usize = 64 << 10;
 
 /// What readers do to a path before they look at its segments; `None` where there is nothing to do. Each makes the path
 /// shorter or has less to do the next time, so that any sequence of them ends.

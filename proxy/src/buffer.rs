@@ -34,6 +34,11 @@ impl Buffer {
         self.start == self.end
     }
 
+    /// Whether a part of what was pushed was consumed, and another was not.
+    pub(crate) fn is_torn(&self) -> bool {
+        self.start > 0
+    }
+
     /// How many more bytes [`Buffer::push`] takes without growing.
     pub(crate) fn room(&self) -> usize {
         self.storage.as_ref().map_or(SIZE, |storage| storage.len()) - self.end

@@ -1,6 +1,7 @@
 //! One request and its response, as inbound and outbound share it: forward it to the next hop, and settle what became
 //! of it with the caller, the log and the metrics.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::header::HeaderMap;
@@ -74,14 +75,16 @@ pub(crate) async fn forward(
         tunnel::set(&mut parts.headers, upgrade.clone());
     }
     let flight = Arc::clone(&ticket.flight);
-    let request = Request::from_parts(parts, RequestBody::new(body, ticket.entered()));
-    let answered = ticket.unless_cut(async {
-        match upgrade {
-            Some(_) => send_alone(pool, request).await,
-            None => send(pool, request).await,
+    let body = RequestBody::new(body, ticket.entered(), parts.version == Version::HTTP_2);
+    let request = Request::from_parts(parts, body);
+    let upgrades = upgrade.is_some();
+    let sent = pin!(async {
+        match upgrades {
+            true => Box::pin(send_alone(pool, request)).await,
+            false => send(pool, request).await,
         }
     });
-    let answered = match answered.await {
+    let answered = match ticket.unless_cut(sent).await {
         Ok(Ok(answered)) => answered,
         // A request that broke breaks the connection that it goes over, which is not the fault of the next hop.
         Ok(Err(fault)) => {
@@ -96,7 +99,7 @@ pub(crate) async fn forward(
             let agreed = tunnel::agreed(response.headers());
             clean(response.headers_mut());
             // Only a request that asks for it goes over a connection of its own.
-            let (Some(agreed), Some(caller), Some(_)) = (agreed, caller, upgrade) else {
+            let (Some(agreed), Some(caller), true) = (agreed, caller, upgrades) else {
                 let reason = "it switched protocols without being asked".to_owned();
                 return Err((ticket, Fault::Broke { hop: pool.hop(), reason }.into()));
             };

@@ -182,13 +182,12 @@ async fn answer<T: Wire>(
         let fault = match ended.end {
             End::Done if close || !ended.uploaded => return Next::Close,
             End::Done => return Next::Request,
-            End::CallerGone => {
+            End::CallerGone | End::Closed => {
                 if ended.begun {
                     ticket.aborted();
                 }
                 return Next::Gone;
             }
-            End::Closed => return Next::Gone,
             End::Cut(cut) => {
                 if ended.begun && cut == Cut::Denied {
                     ticket.spoilt(crate::fault::Blame::Policy);
@@ -252,6 +251,7 @@ async fn awaited<T: Wire>(
     caller: &mut Caller<T>,
     uploaded: bool,
 ) -> Result<Way, Missed> {
+    let way = pin!(way);
     let mut way = pin!(connection.unless_closed(ticket.unless_cut(way)));
     let got = poll_fn(|cx| match way.as_mut().poll(cx) {
         Poll::Pending if uploaded => caller.poll_gone(cx).map(|_| None),
@@ -276,16 +276,17 @@ impl Tell {
     /// Answers a request that went wrong. Of one whose body was not read the rest would be taken for a request.
     async fn of<T: Wire>(&self, caller: &mut Caller<T>, ticket: Ticket, fault: &Fault, uploaded: bool) -> Next {
         let close = self.close || !uploaded;
+        let connection = Arc::clone(&ticket.connection);
         let response = settle(ticket, fault, self.as_grpc);
         let text = written(&response, self.is_head, close);
         let sent = async {
             caller.io.write_all(&text).await?;
             caller.io.flush().await
         };
-        match sent.await {
-            Ok(()) if close => Next::Close,
-            Ok(()) => Next::Request,
-            Err(_) => Next::Gone,
+        match connection.unless_closed(sent).await {
+            Some(Ok(())) if close => Next::Close,
+            Some(Ok(())) => Next::Request,
+            Some(Err(_)) | None => Next::Gone,
         }
     }
 }

@@ -317,8 +317,15 @@ impl Caller {
         let carried = async {
             self.inbound.authorize(&self.peer, Action::Tcp)?;
             let (mut app, ..) = dial_app(&self.inbound.app, &self.inbound.listener.limits).await?;
-            if let Some(destination) = destination.filter(|_| self.inbound.send_proxy_protocol) {
-                let header = introduced::header(connection.remote, destination, self.peer.id());
+            if self.inbound.send_proxy_protocol {
+                // Without it the app would take for it what the peer sends.
+                let header = destination
+                    .ok_or_else(|| std::io::ErrorKind::NotConnected.into())
+                    .and_then(|destination| introduced::header(connection.remote, destination, self.peer.id()));
+                let header = match header {
+                    Ok(header) => header,
+                    Err(error) => return Ok(Err(error)),
+                };
                 if let Err(error) = app.write_all(&header).await {
                     return Ok(Err(error));
                 }
@@ -339,12 +346,13 @@ impl fast::Route for Caller {
     fn admit(&self, ticket: &mut Ticket) -> bool {
         let Listener { limits, load, .. } = &*self.inbound.listener;
         let Some(enforced) = self.inbound.enforced() else { return false };
-        let action = Action::Http { method: ticket.flight.method.as_str(), path: ticket.flight.path() };
-        let Some(outcome) = enforced.passes(self.peer.id(), action) else { return false };
-        ticket.outcome = Some(outcome);
+        // Room first, for what passes the policy is counted.
         let of_peer = self.share.requests.enter(Limits::share(limits.requests));
         let of_all = load.requests.enter(limits.requests);
         let (Some(of_peer), Some(of_all)) = (of_peer, of_all) else { return false };
+        let action = Action::Http { method: ticket.flight.method.as_str(), path: ticket.flight.path() };
+        let Some(outcome) = enforced.passes(self.peer.id(), action) else { return false };
+        ticket.outcome = Some(outcome);
         ticket.hold([of_peer, of_all]);
         true
     }

@@ -110,13 +110,17 @@ fn parse(header: &[u8]) -> Result<Option<ProxiedAddress>, Rude> {
 }
 
 /// The header that tells the app that `peer` connects from `source` to `destination`.
-pub(crate) fn header(source: SocketAddr, destination: SocketAddr, peer: &SpiffeId) -> Vec<u8> {
+///
+/// # Errors
+/// It cannot be written: without it, what the peer sends would be taken for one.
+pub(crate) fn header(source: SocketAddr, destination: SocketAddr, peer: &SpiffeId) -> std::io::Result<Vec<u8>> {
     let (source, destination) = alike(source, destination);
     let peer = Tlv::Custom(PEER, peer.to_string().into_bytes().into());
     let mut header = Vec::new();
-    // It fails where the addresses are of two families or the header is too long, and an ID has at most 2048 bytes.
-    let _ = ProxyHeader::with_tlvs(Some(ProxiedAddress::stream(source, destination)), [peer]).encode_v2(&mut header);
-    header
+    let encoded =
+        ProxyHeader::with_tlvs(Some(ProxiedAddress::stream(source, destination)), [peer]).encode_v2(&mut header);
+    encoded.map_err(|_| std::io::ErrorKind::InvalidInput)?;
+    Ok(header)
 }
 
 /// Both in the family of IPv4 if both have an address there, and else in that of IPv6.
@@ -200,8 +204,9 @@ mod tests {
     #[test]
     fn what_the_app_is_told_is_byte_for_byte_what_the_protocol_says() {
         let peer = SpiffeId::new("spiffe://a.example/b").unwrap();
-        let told =
-            |source: &str, destination: &str| header(source.parse().unwrap(), destination.parse().unwrap(), &peer);
+        let told = |source: &str, destination: &str| {
+            header(source.parse().unwrap(), destination.parse().unwrap(), &peer).unwrap()
+        };
         let tlv = [&[0xd0, 0, 20][..], b"spiffe://a.example/b"].concat();
         let expected = bytes(0x21, 0x11, &[&V4[..], &tlv].concat());
         assert_eq!(told("192.0.2.7:8080", "198.51.100.1:443"), expected);
@@ -210,6 +215,6 @@ mod tests {
         assert_eq!((mixed[12], mixed[13]), (0x21, 0x21));
         assert_eq!(mixed[16..32], "::ffff:192.0.2.7".parse::<std::net::Ipv6Addr>().unwrap().octets());
         let longest = SpiffeId::new(format!("spiffe://a.example/{}", "b".repeat(2029))).unwrap();
-        assert!(header("[::1]:1".parse().unwrap(), "[::1]:2".parse().unwrap(), &longest).len() > 2048);
+        assert!(header("[::1]:1".parse().unwrap(), "[::1]:2".parse().unwrap(), &longest).unwrap().len() > 2048);
     }
 }

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use countersign_identity::tls::Alpn;
 use countersign_identity::{ClientTls, Identity};
 use countersign_runtime::Lifecycle;
+use rustls_pki_types::UnixTime;
 use tokio::sync::oneshot;
 
 use crate::config::{Address, Protocol};
@@ -196,7 +197,8 @@ impl Pool {
     /// Gives a link to who waits, or keeps it for the next request.
     pub(crate) fn give_back(self: &Arc<Self>, mut link: Link) {
         // One that says more than it was asked is of no use: who comes next would take it for an answer.
-        if link.patience.is_zero() || !link.is_quiet() {
+        let stale = !link.shows(self.identity().as_ref()) || link.has_expired(UnixTime::now());
+        if stale || link.patience.is_zero() || !link.is_quiet() {
             return;
         }
         link.used = true;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use countersign_runtime::Lifecycle;
+use futures::FutureExt;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -41,10 +42,7 @@ where
         .max_buf_size(limits.header_bytes as usize + 4096)
         // What the app sends is what the caller gets; a date is the app's to set.
         .auto_date_header(false);
-    let service = service_fn(|request| {
-        let answered = answer(request);
-        async move { Ok::<_, Infallible>(answered.await) }
-    });
+    let service = service_fn(|request| answer(request).map(Ok::<_, Infallible>));
     let served = builder.serve_connection(TokioIo::new(framed), service).with_upgrades();
     note(connection, connection.serve(served, |served| served.graceful_shutdown()).await);
     if let Some(tunnel) = upgraded.take() {
@@ -68,12 +66,11 @@ where
         // What a stream may hold of the app's answer while the caller does not read.
         .max_send_buf_size(64 << 10)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(
+            CONNECTION_WINDOW.max(STREAM_WINDOW.saturating_mul(limits.streams).min(MOST_WINDOW)),
+        )
         .auto_date_header(false);
-    let service = service_fn(|request| {
-        let answered = answer(request);
-        async move { Ok::<_, Infallible>(answered.await) }
-    });
+    let service = service_fn(|request| answer(request).map(Ok::<_, Infallible>));
     let (io, outlet) = gathered(io);
     let served = Box::pin(builder.serve_connection(TokioIo::new(io), service));
     let draining = Draining { served, outlet };
@@ -123,3 +120,6 @@ where
         drop(self.0.spawn(task));
     }
 }
+
+/// RFC 9113, section 6.9.1.
+const MOST_WINDOW: u32 = i32::MAX.unsigned_abs();

@@ -153,8 +153,8 @@ impl ListenerMetrics {
         }
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
         if peers.len() >= PEERS {
-            // Who has no connection makes room.
-            peers.retain(|_, requests| Arc::strong_count(requests) > 1);
+            // Who has no connection, and whose series have passed away, makes room.
+            peers.retain(|_, requests| Arc::strong_count(requests) > 1 || !requests.has_passed());
             if peers.len() >= PEERS {
                 return Arc::clone(&self.others);
             }

@@ -9,7 +9,7 @@ use metrics_exporter_prometheus::BuildError;
 use tracing_subscriber::EnvFilter;
 
 use crate::Lifecycle;
-pub use metrics::{Metrics, Passing};
+pub use metrics::{IDLE, Metrics, Passing};
 
 /// The environment variable that filters the log (`info`, `countersign_proxy=debug`).
 pub const LOG_VARIABLE: &str = "COUNTERSIGN_LOG";

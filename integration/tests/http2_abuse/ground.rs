@@ -272,7 +272,7 @@ const REQUESTS: usize = 100;
 const TURNS: usize = 2;
 
 /// What the log may grow by under one attack: no frame of a peer is worth a line.
-const LOG: usize = 64 << 10;
+const LOG: usize = 512 << 10;
 
 /// How long a turn of an attack may take.
 const LONGEST: Duration = Duration::from_secs(2);

@@ -60,6 +60,12 @@ fn network(value: &Value<'_>) -> Option<IpNet> {
     let text = value.string()?;
     let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     match network {
+        Ok(network) if network.prefix_len() == 0 => {
+            value.problem(format!("{text} is everybody, who could then name any address; name your load balancers"))
+        }
+        Ok(IpNet::V6(network)) if network.addr().to_ipv4_mapped().is_some() => {
+            value.problem(format!("{text} is IPv4 within IPv6, as no peer is seen; write it as IPv4"))
+        }
         Ok(network) if network.addr() == network.network() => Some(network),
         Ok(network) => value.problem(format!("{text} has bits beyond its prefix; did you mean {}?", network.trunc())),
         Err(_) => value.problem(format!("{text:?} is neither an IP address nor a network like 10.0.0.0/8")),

@@ -7,6 +7,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use http::StatusCode;
 use tokio::io::AsyncWrite;
@@ -53,8 +54,8 @@ struct Down {
     /// Nothing can be made of what is at hand.
     starved: bool,
     unflushed: bool,
-    /// Of the next hop, when this began.
-    received: u64,
+    /// Whether anything was heard of the next hop.
+    heard: bool,
     /// The response was written whole.
     done: bool,
 }
@@ -64,7 +65,6 @@ pub(super) async fn carry<T>(exchange: Exchange<'_, T>, link: Link, up: Up, aske
 where
     T: Wire,
 {
-    let received = link.received();
     let down = Down {
         asked,
         input: Buffer::default(),
@@ -73,12 +73,12 @@ where
         cleared: 0,
         starved: true,
         unflushed: false,
-        received,
+        heard: false,
         done: false,
     };
     let mut over = OverLink { exchange, link, up, upward: Upward::default(), down };
     let end = poll_fn(|cx| over.poll(cx)).await.err().unwrap_or(End::Done);
-    let (begun, uploaded) = (over.has_begun(), over.has_uploaded());
+    let (begun, uploaded) = (over.has_begun() || over.down.out.is_torn(), over.has_uploaded());
     let mut again = None;
     match end {
         End::Done if uploaded && over.down.input.is_empty() => over.exchange.pool.give_back(over.link),
@@ -103,8 +103,7 @@ impl<T: Wire> OverLink<'_, T> {
     /// Whether the request may be sent again: over a connection that was used before, and died before it said anything,
     /// either nothing of it was written, or it is safe and complete.
     fn may_go_again(&self) -> bool {
-        let silent = !self.has_begun() && self.link.received() == self.down.received;
-        self.link.used && silent && (self.keeps_head() || !self.upward.sent)
+        self.link.used && !self.down.heard && (self.keeps_head() || !self.upward.sent)
     }
 
     /// Whether the head is kept until the response begins, to be sent again over another connection.
@@ -239,7 +238,7 @@ impl<T: Wire> OverLink<'_, T> {
             }
             match down.input.poll_fill(&mut link.io, cx) {
                 Poll::Ready(Ok(0)) => self.next_ended()?,
-                Poll::Ready(Ok(_)) => down.starved = false,
+                Poll::Ready(Ok(_)) => (down.starved, down.heard) = (false, true),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(End::Broke(error))),
                 Poll::Pending => {
                     if down.unflushed {
@@ -302,12 +301,14 @@ impl<T: Wire> OverLink<'_, T> {
         if head.status.is_informational() {
             return Ok(());
         }
+        // One to which the request was not written whole cannot take another.
+        let whole = upward.written >= up.head.bytes().len();
+        link.patience = if whole { head.patience } else { Duration::ZERO };
         // It is not sent again any more.
         if keeps_head {
             up.head.clear();
             upward.written = 0;
         }
-        link.patience = head.patience;
         down.body = Some(head.body.into());
         ticket.answered(head.status, None);
         Ok(())
@@ -319,7 +320,7 @@ impl<T: Wire> OverLink<'_, T> {
         if matches!(down.body, Some(Body::Rest)) {
             down.out.push(b"0\r\n\r\n");
             down.body = Some(Body::Ended);
-            self.link.patience = std::time::Duration::ZERO;
+            self.link.patience = Duration::ZERO;
             return Ok(());
         }
         Err(End::Broke(io::ErrorKind::UnexpectedEof.into()))

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use h2::client::ResponseFuture;
 use h2::{RecvStream, SendStream};
+use http::StatusCode;
 
 use super::exchange::{End, Ended, Exchange, Up, broke};
 use crate::buffer::Buffer;
@@ -44,6 +45,8 @@ struct Down {
     asked: Asked,
     response: ResponseFuture,
     informed: bool,
+    /// How many interim responses there were.
+    interim: u32,
     /// The response, once it has begun, and how its body goes on.
     begun: Option<(RecvStream, Body)>,
     /// Received and not put together yet.
@@ -80,6 +83,7 @@ where
         asked,
         response,
         informed: false,
+        interim: 0,
         begun: None,
         data: Bytes::new(),
         out: Buffer::default(),
@@ -90,7 +94,7 @@ where
     let mut over = OverStream { exchange, up, upward, down, used, place: stream.into_place() };
     let mut unprocessed = false;
     let end = poll_fn(|cx| over.poll(cx, &mut unprocessed)).await;
-    let (begun, uploaded) = (over.down.begun.is_some(), over.upward.ended);
+    let (begun, uploaded) = (over.down.begun.is_some() || over.down.out.is_torn(), over.upward.ended);
     let may_go_again = over.up.bodiless && !begun && (unprocessed || (over.up.safe && over.used));
     let again = (matches!(end, End::Broke(_)) && may_go_again).then_some((over.up, over.down.asked));
     Ended { end, begun, uploaded, again }
@@ -144,7 +148,7 @@ impl<T: Wire> OverStream<'_, T> {
                             granted?;
                             continue;
                         }
-                        None => return Poll::Pending,
+                        None => return Poll::Ready(Err(Stop::Failed)),
                     },
                     capacity => capacity,
                 };
@@ -190,15 +194,16 @@ impl<T: Wire> OverStream<'_, T> {
             }
         }
         // It tells when the next hop takes no more of it.
-        ready!(upward.sender.poll_reset(cx))?;
-        Poll::Pending
+        let _ = ready!(upward.sender.poll_reset(cx));
+        Poll::Ready(Err(Stop::Failed))
     }
 
     /// The response: its head, then its body as it comes.
     fn poll_down(&mut self, cx: &mut Context<'_>, refused: &mut impl FnMut(h2::Error) -> End) -> Poll<Result<(), End>> {
         loop {
             let mut waits = false;
-            while !self.down.ended && !waits && self.down.out.room() >= HEADROOM {
+            // Until the head is there it is asked for even if the caller reads nothing: they are held by the connection.
+            while !self.down.ended && !waits && (self.down.begun.is_none() || self.down.out.room() >= HEADROOM) {
                 waits = match self.poll_take(cx) {
                     Poll::Ready(Ok(())) => false,
                     Poll::Ready(Err(Took::Stream(error))) => {
@@ -276,6 +281,10 @@ impl<T: Wire> OverStream<'_, T> {
         if !down.informed {
             match down.response.poll_informational(cx) {
                 Poll::Ready(Some(Ok(head))) => {
+                    down.interim += 1;
+                    if head.status() == StatusCode::SWITCHING_PROTOCOLS || down.interim > MOST_INTERIM {
+                        return Poll::Ready(Err(Took::Nonsense("its interim responses are not what was asked for")));
+                    }
                     let (status, headers) = (head.status(), head.headers());
                     convert::write_response(status, headers, true, &down.asked, &mut down.out)
                         .map_err(Took::Nonsense)?;
@@ -318,6 +327,9 @@ enum Took {
     Stream(h2::Error),
     Nonsense(&'static str),
 }
+
+/// More interim responses than anybody needs.
+const MOST_INTERIM: u32 = 16;
 
 /// Room for the frame of a chunk.
 const CHUNK: usize = 16;

@@ -95,7 +95,14 @@ fn octets(path: &[u8]) -> impl Iterator<Item = u8> {
 /// Whether two octets begin a character that could be written in fewer: so slashes and dots are hidden (`%c0%af`) from
 /// who does not decode as carelessly.
 fn is_overlong(pair: &[u8]) -> bool {
-    matches!(pair, [0xc0 | 0xc1, 0x80..=0xbf] | [0xe0, 0x80..=0x9f] | [0xf0, 0x80..=0x8f])
+    matches!(
+        pair,
+        [0xc0 | 0xc1, 0x80..=0xbf]
+            | [0xe0, 0x80..=0x9f]
+            | [0xf0, 0x80..=0x8f]
+            | [0xf8, 0x80..=0x87]
+            | [0xfc, 0x80..=0x83]
+    )
 }
 
 /// A segment without its parameters.

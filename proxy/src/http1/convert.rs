@@ -102,11 +102,11 @@ pub(crate) fn write_response(
     asked: &Asked,
     out: &mut Buffer,
 ) -> Result<Body, &'static str> {
+    let length = length(headers)?;
     let reason = status.canonical_reason().unwrap_or_default();
     for part in ["HTTP/1.1 ", status.as_str(), " ", reason, "\r\n"] {
         out.push(part.as_bytes());
     }
-    let length = length(headers)?;
     for (name, value) in headers {
         let known = [CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, UPGRADE].contains(name);
         if !known && !headers::is_hop_by_hop(name.as_str()) {

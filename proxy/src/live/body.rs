@@ -24,6 +24,9 @@ pub(crate) enum BodyError {
     /// The caller broke the request.
     #[error(transparent)]
     Request(#[from] hyper::Error),
+    /// The caller took the request back.
+    #[error("the caller reset the stream")]
+    Reset,
     /// The next hop broke the response.
     #[error(transparent)]
     Response(#[from] io::Error),
@@ -34,16 +37,23 @@ pub(crate) struct RequestBody {
     incoming: Option<Incoming>,
     /// The request, which may be answered before its body has ended.
     entered: Arc<Entered>,
+    /// Whether it comes over HTTP/2.
+    http2: bool,
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, entered: Arc<Entered>) -> Self {
-        Self { incoming: Some(incoming), entered }
+    pub(crate) fn new(incoming: Incoming, entered: Arc<Entered>, http2: bool) -> Self {
+        Self { incoming: Some(incoming), entered, http2 }
+    }
+
+    /// Whether the request was ended by order; wakes who carries its body when that changes.
+    pub(crate) fn poll_cut(&self, cx: &Context<'_>) -> Option<Cut> {
+        self.entered.flight.poll_request(cx)
     }
 
     /// No body, for the same request when it is sent again.
     pub(crate) fn emptied(&self) -> Self {
-        Self { incoming: None, entered: Arc::clone(&self.entered) }
+        Self { incoming: None, entered: Arc::clone(&self.entered), http2: self.http2 }
     }
 }
 
@@ -58,6 +68,11 @@ impl HttpBody for RequestBody {
         let this = &mut *self;
         let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
         let frame = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        if frame.is_none() && this.http2 && !incoming.is_end_stream() {
+            // hyper takes a reset with NO_ERROR for the end of the body; the next hop must not.
+            note_broken(&this.entered, Fault::BrokeOff(BodyError::Reset.to_string()));
+            return Poll::Ready(Some(Err(BodyError::Reset)));
+        }
         let mut ended = frame.is_none() || incoming.is_end_stream();
         let frame = frame.map(|frame| {
             frame.map_err(|error| broke(&this.entered, error)).map(|mut frame| {
@@ -92,10 +107,14 @@ fn broke(entered: &Entered, error: hyper::Error) -> BodyError {
         Some(refused) => Fault::Refused(refused),
         None => Fault::BrokeOff(error.to_string()),
     };
+    note_broken(entered, fault);
+    error.into()
+}
+
+fn note_broken(entered: &Entered, fault: Fault) {
     if let Some(fault) = entered.flight.upload_broke(fault) {
         exchange::report(&entered.connection, &fault, None);
     }
-    error.into()
 }
 
 /// A response body on its way back.

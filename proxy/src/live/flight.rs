@@ -128,14 +128,13 @@ impl Flight {
         if self.down.fetch_add(bytes as u64, Ordering::Relaxed) == 0 {
             return;
         }
+        // The first piece comes with the head, or soon after it.
         let now = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let before = self.last_piece.swap(now, Ordering::Relaxed);
-        if before > 0 {
-            self.longest_gap.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
-        }
+        self.longest_gap.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
     }
 
-    /// The longest time between two pieces of the response body, if it had more than two.
+    /// The longest time between two pieces of the response body, if it had several.
     fn longest_gap(&self) -> Option<Duration> {
         let gap = self.longest_gap.load(Ordering::Relaxed);
         (gap > 0).then(|| Duration::from_micros(gap))
@@ -290,7 +289,9 @@ impl Ticket {
         self.status = Some(status);
         self.blame = blame;
         self.flight.answered.store(true, Ordering::SeqCst);
-        self.first_byte = Some(self.flight.started.elapsed());
+        let took = self.flight.started.elapsed();
+        self.first_byte = Some(took);
+        self.flight.last_piece.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Notes that the caller went away before the response had ended.
@@ -304,7 +305,8 @@ impl Ticket {
         self.blame.get_or_insert(blame);
     }
 
-    /// Runs `work` until it ends or the request is ended by order.
+    /// Runs `work` until it ends or the request is ended by order. What is large is to be pinned by who calls, or it is
+    /// there twice.
     pub(crate) async fn unless_cut<F: Future>(&self, work: F) -> Result<F::Output, Cut> {
         let mut work = pin!(work);
         poll_fn(|cx| match self.flight.poll_response(cx) {
@@ -352,6 +354,7 @@ impl Drop for Ticket {
             up,
             down,
             gap: flight.longest_gap(),
+            at: flight.started + took,
             now: (flight.started + took).saturating_duration_since(*EPOCH).as_secs(),
         });
         if self.connection.listener.access_log {

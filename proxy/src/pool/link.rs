@@ -46,11 +46,6 @@ impl Link {
         Self { io, entry, proof, used: false, patience: keep_alive::LONGEST }
     }
 
-    /// Bytes received on it so far. With TLS its own messages count too.
-    pub(crate) fn received(&self) -> u64 {
-        self.entry.connection.traffic.so_far().0
-    }
-
     /// Whether it waits quietly: it neither ended nor said anything, which nobody had asked for.
     pub(super) fn is_quiet(&mut self) -> bool {
         self.look().is_pending()

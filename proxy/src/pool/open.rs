@@ -20,7 +20,8 @@ impl Pool {
     /// A new link, of which nobody else knows: for what needs HTTP/1.1, or in place of one that was dead.
     pub(crate) async fn new_link(self: &Arc<Self>) -> Result<Link, Fault> {
         for _ in 0..ATTEMPTS {
-            let mut link = self.dial_link().await?;
+            // On the heap: who asks seldom comes here, and would be large for it.
+            let mut link = Box::pin(self.dial_link()).await?;
             match link.look() {
                 Poll::Pending => return Ok(link),
                 Poll::Ready(Err(error)) if refused_by_peer(&error).is_some() => return Err(self.explain(&error)),
@@ -86,9 +87,13 @@ impl Pool {
     }
 
     fn opened_link(self: &Arc<Self>, opened: Result<Link, Fault>) {
+        let identity = self.identity();
+        let mut outdated = None;
         let mut free = self.free();
         free.opening_links -= 1;
         match opened {
+            // The identity may have changed while it was dialled; another is opened in its place.
+            Ok(link) if !link.shows(identity.as_ref()) => outdated = Some(link),
             Ok(link) => free.hand_on(link),
             Err(fault @ Fault::OtherProtocol { .. }) => {
                 free.refused(false);
@@ -100,7 +105,8 @@ impl Pool {
         }
         let left = self.open_for_waiting(&mut free);
         drop(free);
-        drop(left);
+        // Outside of the lock.
+        drop((left, outdated));
     }
 
     fn opened_shared(self: &Arc<Self>, opened: Result<Shared, Fault>) {

@@ -8,12 +8,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http::header::EXPECT;
+use http::header::{CONTENT_LENGTH, EXPECT};
 use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::PollSender;
 
 use super::received::{Received, Relayed};
@@ -45,6 +45,10 @@ struct Talk {
     /// The body is held back until the next hop says that it wants it, or this is over.
     held_back: Option<Pin<Box<Sleep>>>,
     chunked: bool,
+    /// How much of it is still to come, if its length was said.
+    left: Option<u64>,
+    /// Whether anything was heard of the next hop.
+    heard: bool,
     /// Data of it that is being written; with `chunked` the end of the chunk follows.
     data: Bytes,
     /// Received and not used yet.
@@ -74,17 +78,29 @@ pub(super) async fn send(
     let held_back = waits.then(|| Box::pin(sleep(CONSENT)));
     let mut out = Buffer::default();
     let chunked = convert::write_request(&parts, bodiless, || pool.authority(), &mut out);
-    let received = link.received();
+    let left = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let spare = if bodiless { Some(body.emptied()) } else { None };
     let body = (!bodiless).then_some(body);
     let (data, input) = (Bytes::new(), Buffer::default());
-    let mut talk = Talk { link, out, written: 0, sent: false, unflushed: false, body, held_back, chunked, data, input };
+    let mut talk = Talk {
+        link,
+        out,
+        written: 0,
+        sent: false,
+        unflushed: false,
+        body,
+        held_back,
+        chunked,
+        left,
+        heard: false,
+        data,
+        input,
+    };
     let (head, headers) = match poll_fn(|cx| talk.poll_head(cx, &asked)).await {
         Ok(head) => head,
         Err(error) => {
-            let silent = talk.link.received() == received;
             let body = spare.or_else(|| talk.body.take());
-            let again = talk.link.used && silent && (!talk.sent || (bodiless && parts.method.is_safe()));
+            let again = talk.link.used && !talk.heard && (!talk.sent || (bodiless && parts.method.is_safe()));
             let again = body.filter(|_| again).map(|body| Request::from_parts(parts, body));
             return Err(Unanswered { error, unsent: !talk.sent, again });
         }
@@ -152,7 +168,7 @@ impl Talk {
             }
             match self.input.poll_fill(&mut self.link.io, cx)? {
                 Poll::Ready(0) => return Poll::Ready(Err(failed.unwrap_or(io::ErrorKind::UnexpectedEof.into()))),
-                Poll::Ready(_) => {}
+                Poll::Ready(_) => self.heard = true,
                 // What the next hop has said already is worth more than that it takes no more of the request.
                 Poll::Pending => return failed.map_or(Poll::Pending, |error| Poll::Ready(Err(error))),
             }
@@ -161,6 +177,10 @@ impl Talk {
 
     /// Sends the request as far as it is there and is taken.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The body is not asked while what it gave is stuck.
+        if let Some(cut) = self.body.as_ref().and_then(|body| body.poll_cut(cx)) {
+            return Poll::Ready(Err(io::Error::other(BodyError::Cut(cut))));
+        }
         loop {
             if self.written < self.out.bytes().len() {
                 let rest = self.out.bytes().get(self.written..).unwrap_or_default();
@@ -199,6 +219,15 @@ impl Talk {
         if self.body.is_none() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
+    /// A link on which less was written than was said is of no use: the next request would be taken for the rest.
+    fn body_ended(&mut self) -> io::Result<()> {
+        if self.left.is_some_and(|left| left > 0) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.body = None;
+        Ok(())
+    }
+
     /// Puts together what is to be written for a frame of the request body.
     fn take(&mut self, frame: Option<Result<Frame<Bytes>, BodyError>>) -> io::Result<()> {
         match frame.transpose().map_err(io::Error::other)?.map(Frame::into_data) {
@@ -206,13 +235,16 @@ impl Talk {
                 if self.chunked && !data.is_empty() {
                     self.out.push(format!("{:x}\r\n", data.len()).as_bytes());
                 }
+                if let Some(left) = &mut self.left {
+                    *left = left.checked_sub(data.len() as u64).ok_or(io::ErrorKind::InvalidData)?;
+                }
                 self.data = data;
                 if self.body.as_ref().is_some_and(|body| body.is_end_stream()) && !self.chunked {
-                    self.body = None;
+                    self.body_ended()?;
                 }
             }
             Some(Err(trailers)) => {
-                self.body = None;
+                self.body_ended()?;
                 if self.chunked {
                     self.out.push(b"0\r\n");
                     for (name, value) in &trailers.into_trailers().unwrap_or_default() {
@@ -222,7 +254,7 @@ impl Talk {
                 }
             }
             None => {
-                self.body = None;
+                self.body_ended()?;
                 if self.chunked {
                     self.out.push(b"0\r\n\r\n");
                 }
@@ -312,6 +344,8 @@ impl FromLink {
 /// it, and the request must not.
 fn relayed(pool: &Arc<Pool>, mut body: FromLink) -> Received {
     let (sender, receiver) = mpsc::channel(1);
+    // Nobody looks after a request any more whose connection has gone.
+    let idle = pool.listener().limits.idle;
     pool.lifecycle().spawn(async move {
         let mut to = PollSender::new(sender.clone());
         tokio::select! {
@@ -321,7 +355,7 @@ fn relayed(pool: &Arc<Pool>, mut body: FromLink) -> Received {
         // The request may go on after its response, until the next hop takes no more of it.
         if body.has_ended()
             && let Some(talk) = &mut body.talk
-            && poll_fn(|cx| talk.poll_up(cx)).await.is_ok()
+            && let Ok(Ok(())) = timeout(idle, poll_fn(|cx| talk.poll_up(cx))).await
         {
             body.finish_if_ended();
         }

@@ -12,6 +12,7 @@ use http::uri::Scheme;
 use http::{Request, Response};
 use http_body::{Body as _, Frame};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::received::Received;
 use super::{Answered, Held, Unanswered};
@@ -112,11 +113,13 @@ impl Drop for FromStream {
 fn upload(pool: &Arc<Pool>, body: RequestBody, sender: SendStream<Bytes>, place: &Arc<Place>) -> Upload {
     let (upload, response) = oneshot::channel();
     let place = Arc::clone(place);
+    let idle = pool.listener().limits.idle;
     pool.lifecycle().spawn(async move {
         let mut sending = pin!(send_body(body, sender));
         tokio::select! {
             () = &mut sending => {}
-            ended = response => if let Ok(GoOn) = ended { sending.await },
+            // Nobody looks after a request any more whose connection has gone.
+            ended = response => if let Ok(GoOn) = ended { drop(timeout(idle, sending).await) },
         }
         drop(place);
     });
@@ -131,7 +134,7 @@ async fn send_body(mut body: RequestBody, mut sender: SendStream<Bytes>) {
         match frame.into_data() {
             Ok(data) => {
                 let last = body.is_end_stream();
-                if send_data(&mut sender, data, last).await.is_err() || last {
+                if send_data(&mut sender, data, &body, last).await.is_err() || last {
                     return;
                 }
             }
@@ -141,14 +144,23 @@ async fn send_body(mut body: RequestBody, mut sender: SendStream<Bytes>) {
     drop(sender.send_data(Bytes::new(), true));
 }
 
-async fn send_data(sender: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Result<(), h2::Error> {
+async fn send_data(
+    sender: &mut SendStream<Bytes>,
+    mut data: Bytes,
+    body: &RequestBody,
+    last: bool,
+) -> Result<(), h2::Error> {
     if data.is_empty() && last {
         return sender.send_data(data, true);
     }
     while !data.is_empty() {
         sender.reserve_capacity(data.len());
         if sender.capacity() == 0 {
-            match poll_fn(|cx| sender.poll_capacity(cx)).await {
+            let capacity = poll_fn(|cx| match body.poll_cut(cx) {
+                Some(_) => Poll::Ready(None),
+                None => sender.poll_capacity(cx),
+            });
+            match capacity.await {
                 Some(granted) => granted?,
                 None => return Err(Reason::CANCEL.into()),
             };

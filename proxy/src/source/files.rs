@@ -85,9 +85,12 @@ fn load(files: &IdentityFiles, trust_domain: &TrustDomain) -> Result<Identity, S
         return Err(of(&files.cert, &format!("names {}, which is not of the trust domain {trust_domain}", svid.id())));
     }
     let bundles = Bundles::new([(trust_domain.clone(), bundle)]);
-    verify_peer(&bundles, svid.chain(), Role::Server, UnixTime::now()).map_err(|refusal| {
-        of(&files.cert, &format!("peers with the bundle {} refuse it: {refusal}", files.bundle.display()))
-    })?;
+    // It is shown as a server and as a client.
+    for role in [Role::Server, Role::Client] {
+        verify_peer(&bundles, svid.chain(), role, UnixTime::now()).map_err(|refusal| {
+            of(&files.cert, &format!("peers with the bundle {} refuse it: {refusal}", files.bundle.display()))
+        })?;
+    }
     Ok(Identity { svid: Arc::new(svid), bundles: Arc::new(bundles) })
 }
 

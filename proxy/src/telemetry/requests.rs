@@ -1,9 +1,9 @@
 //! What is counted of the requests of one peer, when they have ended.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use countersign_runtime::telemetry::Passing;
+use countersign_runtime::telemetry::{IDLE, Passing};
 use http::Method;
 use metrics::{Counter, Histogram, SharedString};
 
@@ -13,6 +13,8 @@ use crate::fault::Blame;
 pub(crate) struct Requests {
     labels: [(&'static str, SharedString); 3],
     series: Mutex<Series>,
+    /// When something was counted last.
+    used: Mutex<Instant>,
 }
 
 /// A request that has ended.
@@ -30,7 +32,8 @@ pub(crate) struct Ended<'a> {
     pub(crate) down: u64,
     /// The longest time between two pieces of the response, if it had several.
     pub(crate) gap: Option<Duration>,
-    /// Seconds on the clock of the process.
+    /// When it has ended, and that in seconds on the clock of the process.
+    pub(crate) at: Instant,
     pub(crate) now: u64,
 }
 
@@ -50,11 +53,17 @@ impl Requests {
             [("direction", SharedString::const_str(direction)), ("listener", listener.clone()), ("peer", peer)];
         let mut series = Series::default();
         series.counts.resize_with(METHODS.len() * STATUSES.len() * FAULTS.len(), || None);
-        Self { labels, series: Mutex::new(series) }
+        Self { labels, series: Mutex::new(series), used: Mutex::new(Instant::now()) }
+    }
+
+    /// Whether nothing was counted for so long that its series are gone.
+    pub(super) fn has_passed(&self) -> bool {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > 2 * IDLE
     }
 
     /// Counts a request.
     pub(crate) fn record(&self, ended: &Ended<'_>) {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = ended.at;
         let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         let Series { counts, durations, first_byte, up, down, gap } = &mut *series;
         let method = METHODS.iter().position(|known| *known == ended.method.as_str()).unwrap_or(METHODS.len() - 1);

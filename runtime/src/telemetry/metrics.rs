@@ -32,10 +32,11 @@ impl Metrics {
         text
     }
 
-    /// Folds the samples of histograms into their buckets, and forgets what has passed.
+    /// Folds the samples of histograms into their buckets, and forgets what has passed, which only happens as it is
+    /// rendered.
     pub fn run_upkeep(&self) {
         self.lasting.run_upkeep();
-        self.passing.run_upkeep();
+        drop(self.passing.render());
     }
 }
 
@@ -107,7 +108,7 @@ impl<H> Passing<H> {
 }
 
 /// How long a series about a peer is shown after the last thing that happened to it.
-pub(super) const IDLE: Duration = Duration::from_secs(15 * 60);
+pub const IDLE: Duration = Duration::from_secs(15 * 60);
 
 /// Installs the recorders for the whole process.
 pub(super) fn install() -> Result<Metrics, TelemetryError> {
