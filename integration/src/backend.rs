@@ -47,7 +47,7 @@ impl Backend {
     }
 }
 
-/// The first `count` bytes of a sequence that looks like no shift of itself but by [`PERIOD`].
+/// The first `count` bytes of a sequence that looks like no shift of itself but by its period.
 pub fn bytes(count: usize) -> Vec<u8> {
     period().repeat(count / PERIOD + 1)[..count].to_vec()
 }

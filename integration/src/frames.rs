@@ -53,7 +53,7 @@ impl Peer {
         Ok(peer)
     }
 
-    /// Writes; a peer that takes nothing for [`STUCK`] is an error of the kind `TimedOut`.
+    /// Writes; a peer that takes nothing for a while is an error of the kind `TimedOut`.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let sent = async {
             self.writer.write_all(bytes).await?;
