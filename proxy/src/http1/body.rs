@@ -92,6 +92,10 @@ impl Body {
                 Ok(Step::Pass(count))
             }
             Self::Chunked(chunked) => {
+                let extension = chunked.take_extension(bytes)?;
+                if extension > 0 {
+                    return Ok(Step::Taken(extension));
+                }
                 let Taken { len, then } = chunked.take_data(bytes);
                 match then {
                     Then::More | Then::End => {}

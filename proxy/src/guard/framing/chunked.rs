@@ -2,7 +2,7 @@
 //!
 //! Stricter than the RFC in one thing: chunk extensions are refused in requests. Nobody uses them, recipients drop them,
 //! and lenient readers disagree about where the line with them ends, which has been used for smuggling. In a response
-//! they pass, if they are plain text: an app of ours may have a library that sends them.
+//! they are left out, if they are plain text: an app of ours may have a library that sends them.
 
 use super::head::is_token;
 use crate::guard::reasons::Malformed;
@@ -111,6 +111,20 @@ impl Chunked {
         self.take_until(bytes, true)
     }
 
+    /// Takes what of `bytes` belongs to the extension of a chunk, where one may stand: it is not passed on.
+    pub(crate) fn take_extension(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        let mut len = 0;
+        for byte in bytes {
+            let begins = matches!(self.state, State::Size { digits: 1.., .. }) && self.extensions && *byte == b';';
+            if !begins && (*byte == b'\r' || !matches!(self.state, State::Extension { .. })) {
+                break;
+            }
+            self.state = self.step(*byte)?;
+            len += 1;
+        }
+        Ok(len)
+    }
+
     fn take_until(&mut self, bytes: &[u8], trailers: bool) -> Taken {
         let mut rest = bytes;
         let then = loop {
@@ -126,6 +140,10 @@ impl Chunked {
                 _ => {}
             }
             let Some((byte, after)) = rest.split_first() else { break Then::More };
+            // An extension is for `take_extension`.
+            if self.extensions && *byte == b';' && matches!(self.state, State::Size { digits: 1.., .. }) {
+                break Then::More;
+            }
             match self.step(*byte) {
                 Ok(state) => (self.state, rest) = (state, after),
                 Err(malformed) => break Then::Malformed(malformed),
