@@ -15,5 +15,6 @@ mod shares;
 mod slow_readers;
 mod streams;
 mod support;
+mod taken_back;
 mod uploads;
 mod upstream;
