@@ -2,10 +2,11 @@
 //!
 //! An HTTP/2 connection that has something to say for many streams writes, and flushes, nearly each frame by itself.
 //! With TLS below, each would become a record and a system call of its own. So it writes into a buffer, flushing means
-//! nothing, and who polls the connection lets the buffer go out after each turn.
+//! nothing, and who polls the connection lets the buffer go out after each turn. A little waits for one more look at
+//! the sockets, because where many streams are at work the next of them has mostly something to add.
 
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -26,19 +27,28 @@ struct Inner<T> {
     io: T,
     gathered: Buffer,
     unflushed: bool,
+    /// Whether what was gathered has waited already.
+    waited: bool,
 }
 
 /// A byte stream for the connection, and the outlet for who runs it. They are used by one task.
 pub(crate) fn gathered<T>(io: T) -> (Gathered<T>, Outlet<T>) {
-    let inner = Arc::new(Mutex::new(Inner { io, gathered: Buffer::default(), unflushed: false }));
+    let inner = Arc::new(Mutex::new(Inner { io, gathered: Buffer::default(), unflushed: false, waited: false }));
     (Gathered(Arc::clone(&inner)), Outlet(inner))
 }
 
 impl<T: AsyncWrite + Unpin> Outlet<T> {
-    /// Writes what was gathered, and flushes it. To be called after each turn of the connection that has come to no end;
-    /// an error is one for the connection to find.
+    /// Writes what was gathered, and flushes it, at once or after the runtime has looked at its sockets once more. To be
+    /// called after each turn of the connection that has come to no end; an error is one for the connection to find.
     pub(crate) fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        lock(&self.0).poll_drain(cx)
+        let mut inner = lock(&self.0);
+        if (1..LITTLE).contains(&inner.gathered.bytes().len()) && !inner.waited {
+            inner.waited = true;
+            // Wakes this task behind those that have something to read.
+            return pin!(tokio::task::yield_now()).poll(cx).map(Ok);
+        }
+        inner.waited = false;
+        inner.poll_drain(cx)
     }
 }
 
@@ -115,6 +125,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
         Pin::new(&mut inner.io).poll_shutdown(cx)
     }
 }
+
+/// Below this it may wait: a record of TLS is no larger.
+const LITTLE: usize = 16 << 10;
 
 fn lock<T>(inner: &Mutex<Inner<T>>) -> MutexGuard<'_, Inner<T>> {
     inner.lock().unwrap_or_else(PoisonError::into_inner)
