@@ -2,13 +2,10 @@
 //! of it with the caller, the log and the metrics.
 
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use http::header::HeaderMap;
-use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 
 use crate::fault::{Fault, is_grpc};
 use crate::guard;
@@ -16,19 +13,9 @@ use crate::live::body::{Body, RequestBody};
 use crate::live::{Connection, Cut, Target, Ticket};
 use crate::pool::Pool;
 use crate::send::{Answered, Switched, send, send_alone};
+use crate::serve::{Back, Call, Switch};
 use crate::tunnel::{self, Tunnel};
-
-/// Where a request leaves the upgrade that it led to, for the task of its connection.
-#[derive(Default)]
-pub(crate) struct Upgraded(Mutex<Option<Tunnel>>);
-
-/// A request that passed the guard and, inbound, the policy.
-pub(crate) struct Passed {
-    /// Its head, as it was received.
-    pub(crate) parts: Parts,
-    /// Its body.
-    pub(crate) body: Incoming,
-}
+use crate::websocket;
 
 /// What became of a forwarded request.
 pub(crate) enum Failed {
@@ -44,44 +31,35 @@ impl From<Fault> for Failed {
     }
 }
 
-impl Upgraded {
-    /// The upgrade, if the last request on the connection led to one.
-    pub(crate) fn take(&self) -> Option<Tunnel> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    fn leave(&self, tunnel: Tunnel) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
-    }
-}
-
-/// Forwards a request over `pool`. Its head is cleaned of what the caller may not say, and then `prepare` adds what we
-/// say; `clean` takes from the head of the response what may not go back. The response has its ticket unless it is an
-/// upgrade, whose ticket goes on in `upgraded`.
+/// Forwards a request over `pool` that passed the guard and, inbound, the policy. Its head is cleaned of what the caller
+/// may not say, and then `prepare` adds what we say; `clean` takes from the head of the response what may not go back.
+/// The response has its ticket unless the request has switched protocols: then it goes on with what it was turned into.
 pub(crate) async fn forward(
-    passed: Passed,
+    call: Call,
     mut ticket: Ticket,
     pool: &Arc<Pool>,
     prepare: impl FnOnce(&mut HeaderMap),
     clean: fn(&mut HeaderMap),
-    upgraded: &Upgraded,
 ) -> Result<Response<Body>, (Ticket, Failed)> {
-    let Passed { mut parts, body } = passed;
-    let upgrade = tunnel::asked_for(&parts);
-    let caller = parts.extensions.remove::<OnUpgrade>();
+    let Call { mut parts, body, back: Back { interim, switch } } = call;
+    let extended = switch.as_ref().is_some_and(|switch| switch.extended);
+    let upgrade = tunnel::asked_for(&parts, extended);
     guard::headers::sanitize_request(&mut parts.headers);
     prepare(&mut parts.headers);
     if let Some(upgrade) = &upgrade {
         tunnel::set(&mut parts.headers, upgrade.clone());
     }
+    let key = match extended.then(|| websocket::ask(&mut parts.headers)).transpose() {
+        Ok(key) => key,
+        Err(why) => return Err((ticket, broke(pool, why))),
+    };
     let flight = Arc::clone(&ticket.flight);
-    let body = RequestBody::new(body, ticket.entered(), parts.version == Version::HTTP_2);
-    let request = Request::from_parts(parts, body);
+    let request = Request::from_parts(parts, RequestBody::new(body, ticket.entered()));
     let upgrades = upgrade.is_some();
     let sent = pin!(async {
         match upgrades {
-            true => Box::pin(send_alone(pool, request)).await,
-            false => send(pool, request).await,
+            true => Box::pin(send_alone(pool, request, &interim)).await,
+            false => send(pool, request, &interim).await,
         }
     });
     let answered = match ticket.unless_cut(sent).await {
@@ -94,17 +72,25 @@ pub(crate) async fn forward(
         Err(cut) => return Err((ticket, Failed::Cut(cut))),
     };
     let (mut parts, received) = match answered {
+        // Of extended CONNECT, success would mean that it has switched.
+        Answered::Response(response) if extended && response.status().is_success() => {
+            return Err((ticket, broke(pool, "it did not switch protocols")));
+        }
         Answered::Response(response) => response.into_parts(),
         Answered::Switched(mut response, Switched { io, entry }) => {
             let agreed = tunnel::agreed(response.headers());
             clean(response.headers_mut());
             // Only a request that asks for it goes over a connection of its own.
-            let (Some(agreed), Some(caller), true) = (agreed, caller, upgrades) else {
-                let reason = "it switched protocols without being asked".to_owned();
-                return Err((ticket, Fault::Broke { hop: pool.hop(), reason }.into()));
+            let (Some(agreed), Some(switch), true) = (agreed, switch, upgrades) else {
+                return Err((ticket, broke(pool, "it switched protocols without being asked")));
             };
-            let tunnel = |ticket| Tunnel { caller, next: Box::new(io), entry, ticket };
-            return Ok(switch(&response, agreed, ticket, upgraded, tunnel));
+            if let Some(key) = key
+                && !key.is_confirmed(response.headers_mut())
+            {
+                return Err((ticket, broke(pool, "it did not confirm the WebSocket")));
+            }
+            let tunnel = |ticket| Tunnel { next: Box::new(io), entry, ticket };
+            return Ok(switched(&response, agreed, ticket, switch, tunnel));
         }
     };
     parts.version = Version::HTTP_11;
@@ -117,20 +103,27 @@ pub(crate) async fn forward(
     Ok(Response::from_parts(parts, Body::passed(received, blame).holding(ticket)))
 }
 
-fn switch(
+fn broke(pool: &Pool, reason: &str) -> Failed {
+    Fault::Broke { hop: pool.hop(), reason: reason.to_owned() }.into()
+}
+
+fn switched(
     response: &Response<()>,
     agreed: HeaderValue,
     mut ticket: Ticket,
-    upgraded: &Upgraded,
+    switch: Switch,
     tunnel: impl FnOnce(Ticket) -> Tunnel,
 ) -> Response<Body> {
+    let status = if switch.extended { StatusCode::OK } else { StatusCode::SWITCHING_PROTOCOLS };
     let mut switching = Response::new(Body::empty());
-    *switching.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *switching.status_mut() = status;
     *switching.headers_mut() = response.headers().clone();
-    tunnel::set(switching.headers_mut(), agreed);
-    ticket.answered(StatusCode::SWITCHING_PROTOCOLS, None);
+    if !switch.extended {
+        tunnel::set(switching.headers_mut(), agreed);
+    }
+    ticket.answered(status, None);
     ticket.flight.becomes_tunnel();
-    upgraded.leave(tunnel(ticket));
+    switch.leave(tunnel(ticket));
     switching
 }
 
@@ -169,10 +162,9 @@ pub(crate) fn report(connection: &Connection, fault: &Fault, ticket: Option<&Tic
 }
 
 /// Enters a request, and notes in which form its caller expects to hear of a fault.
-pub(crate) fn open(connection: &Arc<Connection>, parts: &Parts, body: &Incoming) -> (Ticket, bool) {
-    use http_body::Body;
-
+pub(crate) fn open(connection: &Arc<Connection>, call: &Call) -> (Ticket, bool) {
+    let parts = &call.parts;
     let target = Target::new(parts.uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str));
-    let ticket = Ticket::open(connection, parts.method.clone(), target, body.is_end_stream());
+    let ticket = Ticket::open(connection, parts.method.clone(), target, call.body.is_end_stream());
     (ticket, is_grpc(&parts.headers))
 }

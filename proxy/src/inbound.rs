@@ -10,8 +10,7 @@ use countersign_identity::tls::Alpn;
 use countersign_identity::{Identity, IdentityWatch, Peer, Role, ServerTls, authenticate, tls};
 use countersign_policy::Action;
 use countersign_runtime::Lifecycle;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use rustls_pki_types::UnixTime;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -24,7 +23,7 @@ use crate::buffer::ReadAhead;
 use crate::config::{self, Address, Limits, Protocol};
 use crate::decisions::{Decisions, Denial};
 use crate::dial::{dial_app, facts};
-use crate::exchange::{self, Failed, Passed, Upgraded};
+use crate::exchange::{self, Failed};
 use crate::fast;
 use crate::fault::{Fault, Hop};
 use crate::guard;
@@ -34,7 +33,7 @@ use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
 use crate::load::{Place, Share};
 use crate::pool::{Pool, Target};
-use crate::serve::{serve_http1, serve_http2};
+use crate::serve::{Call, serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
 use crate::tunnel;
 
@@ -74,7 +73,6 @@ struct Caller {
     _place: Place,
     /// What the app is told of the peer.
     client_cert: Option<HeaderValue>,
-    upgraded: Upgraded,
 }
 
 /// On the heap, for it is moved about and much of it is seldom touched.
@@ -110,15 +108,16 @@ impl Inbound {
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let caller = Arc::new(caller);
         let connection = &caller.entry.connection;
-        let answer = |request| Arc::clone(&caller).answer(request);
+        let answer = |call| Arc::clone(&caller).answer(call);
         match self.protocol {
             Protocol::Tcp => Box::pin(caller.carry(stream, destination)).await,
             Protocol::Http | Protocol::Grpc if http2 => {
-                Box::pin(serve_http2(connection, stream, &self.lifecycle, answer)).await;
+                let websockets = self.protocol == Protocol::Http;
+                Box::pin(serve_http2(connection, stream, &self.lifecycle, websockets, answer)).await;
             }
             Protocol::Http => {
                 if let Some(left) = fast::serve(stream, connection, &*caller).await {
-                    Box::pin(serve_http1(connection, left, &caller.upgraded, answer)).await;
+                    Box::pin(serve_http1(connection, left, answer)).await;
                 }
             }
             Protocol::Grpc => {
@@ -190,8 +189,8 @@ impl Inbound {
         let entry = self.connections.enter(connection);
         self.still_trusted(&peer, &made.identity, remote)?;
         let client_cert = client_cert(&made.identity, &peer);
-        let (inbound, upgraded) = (Arc::clone(self), Upgraded::default());
-        Some((Box::new(stream), Caller { inbound, entry, peer, share, _place: place, client_cert, upgraded }))
+        let inbound = Arc::clone(self);
+        Some((Box::new(stream), Caller { inbound, entry, peer, share, _place: place, client_cert }))
     }
 
     /// The trust may have changed during the handshake, when the reviewer did not know of this connection.
@@ -259,10 +258,9 @@ impl Inbound {
 
 impl Caller {
     /// Answers one request.
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        let (mut ticket, as_grpc) = exchange::open(&self.entry.connection, &parts, &body);
-        if let Err(fault) = self.admit(&parts, &mut ticket) {
+    async fn answer(self: Arc<Self>, call: Call) -> Response<Body> {
+        let (mut ticket, as_grpc) = exchange::open(&self.entry.connection, &call);
+        if let Err(fault) = self.admit(&call.parts, &mut ticket) {
             return exchange::settle(ticket, &fault, as_grpc);
         }
         let pool = self.inbound.pool();
@@ -272,7 +270,7 @@ impl Caller {
             }
         };
         let clean = guard::headers::sanitize_response;
-        let forwarded = exchange::forward(Passed { parts, body }, ticket, pool, prepare, clean, &self.upgraded).await;
+        let forwarded = exchange::forward(call, ticket, pool, prepare, clean).await;
         match forwarded {
             Ok(response) => response,
             Err((ticket, Failed::Fault(fault))) => exchange::settle(ticket, &fault, as_grpc),

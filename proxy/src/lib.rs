@@ -37,6 +37,7 @@ mod serve;
 mod source;
 mod telemetry;
 mod tunnel;
+mod websocket;
 
 pub use config::{AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol};
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};

@@ -8,15 +8,14 @@ use std::sync::Arc;
 use countersign_identity::ClientTls;
 use countersign_identity::tls::Alpn;
 use countersign_runtime::Lifecycle;
-use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
+use http::{HeaderValue, Response};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::accept::Accepted;
 use crate::config::Protocol;
 use crate::dial::Workload;
-use crate::exchange::{self, Failed, Passed, Upgraded};
+use crate::exchange::{self, Failed};
 use crate::fast;
 use crate::fault::{Fault, Hop};
 use crate::guard;
@@ -24,7 +23,7 @@ use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
 use crate::pool::{Pool, Target};
-use crate::serve::{serve_http1, serve_http2};
+use crate::serve::{Call, serve_http1, serve_http2};
 use crate::tunnel;
 
 /// One outbound listener.
@@ -48,7 +47,6 @@ struct App {
     outbound: Arc<Outbound>,
     pool: Arc<Pool>,
     entry: Entry,
-    upgraded: Upgraded,
 }
 
 impl Outbound {
@@ -89,13 +87,14 @@ impl Outbound {
                     None => return,
                 };
                 let (outbound, to) = (Arc::clone(&self), Arc::clone(pool));
-                let app = Arc::new(App { outbound, pool: to, entry, upgraded: Upgraded::default() });
+                let app = Arc::new(App { outbound, pool: to, entry });
                 let (connection, io) = (&app.entry.connection, Metered::new(tcp, traffic));
-                let answer = |request| Arc::clone(&app).answer(request);
+                let answer = |call| Arc::clone(&app).answer(call);
                 if http2 {
-                    Box::pin(serve_http2(connection, io, &self.lifecycle, answer)).await;
+                    let websockets = self.protocol == Protocol::Http;
+                    Box::pin(serve_http2(connection, io, &self.lifecycle, websockets, answer)).await;
                 } else if let Some(left) = fast::serve(io, connection, &*app).await {
-                    Box::pin(serve_http1(connection, left, &app.upgraded, answer)).await;
+                    Box::pin(serve_http1(connection, left, answer)).await;
                 }
             }
         }
@@ -121,19 +120,16 @@ impl Outbound {
 
 impl App {
     /// Answers one request.
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        let (ticket, as_grpc) = exchange::open(&self.entry.connection, &parts, &body);
+    async fn answer(self: Arc<Self>, call: Call) -> Response<Body> {
+        let (ticket, as_grpc) = exchange::open(&self.entry.connection, &call);
         let Listener { limits, paths, .. } = &*self.outbound.listener;
-        let checked = guard::check(&parts, *paths).and_then(|()| guard::check_number(&parts, limits.headers));
+        let checked = guard::check(&call.parts, *paths).and_then(|()| guard::check_number(&call.parts, limits.headers));
         if let Err(refused) = checked {
             return exchange::settle(ticket, &Fault::Refused(refused), as_grpc);
         }
         // What the other sidecar says of a fault or a denial is for the app to know.
         let clean = guard::headers::remove_hop_by_hop;
-        let forwarded =
-            exchange::forward(Passed { parts, body }, ticket, &self.pool, |_| {}, clean, &self.upgraded).await;
-        match forwarded {
+        match exchange::forward(call, ticket, &self.pool, |_| {}, clean).await {
             Ok(response) => response,
             Err((ticket, Failed::Fault(fault))) => exchange::settle(ticket, &fault, as_grpc),
             Err((ticket, Failed::Cut(cut))) => {

@@ -17,6 +17,7 @@ use crate::guard::HeadLimits;
 use crate::http1::response::Asked;
 use crate::live::body::RequestBody;
 use crate::pool::{Pool, Turn, Way};
+use crate::serve::Interim;
 pub(crate) use over_link::Switched;
 pub(crate) use received::Received;
 
@@ -25,6 +26,14 @@ pub(crate) enum Answered {
     Response(Response<Received>),
     /// The next hop speaks another protocol from here on.
     Switched(Response<()>, Switched),
+}
+
+/// What all attempts at a request have in common.
+struct Asking<'a> {
+    pool: &'a Arc<Pool>,
+    held: Held,
+    /// Takes interim responses back to the caller.
+    interim: &'a Interim,
 }
 
 /// Why nothing came back.
@@ -40,15 +49,19 @@ struct Unanswered {
 ///
 /// # Errors
 /// What went wrong, as the caller will hear of it.
-pub(crate) async fn send(pool: &Arc<Pool>, mut request: Request<RequestBody>) -> Result<Answered, Fault> {
-    let turn = Arc::new(pool.enter());
-    // Over HTTP/2 a server of ours cannot say that it wants the body.
+pub(crate) async fn send(
+    pool: &Arc<Pool>,
+    mut request: Request<RequestBody>,
+    interim: &Interim,
+) -> Result<Answered, Fault> {
+    let asking = Asking { pool, held: Arc::new(pool.enter()), interim };
+    // A body is held back on a link alone.
     let mut way = if over_link::waits_for_consent(&request) { pool.link().await? } else { pool.way().await? };
     let mut attempts = 1;
     loop {
         let sent = match way {
-            Way::Link(link) => over_link::send(pool, link, request, &turn).await,
-            Way::Stream(stream) => over_stream::send(pool, stream, request, &turn).await,
+            Way::Link(link) => over_link::send(&asking, link, request).await,
+            Way::Stream(stream) => over_stream::send(&asking, stream, request).await,
         };
         let unanswered = match sent {
             Ok(answered) => return Ok(answered),
@@ -63,12 +76,16 @@ pub(crate) async fn send(pool: &Arc<Pool>, mut request: Request<RequestBody>) ->
 ///
 /// # Errors
 /// As of [`send`].
-pub(crate) async fn send_alone(pool: &Arc<Pool>, mut request: Request<RequestBody>) -> Result<Answered, Fault> {
-    let turn = Arc::new(pool.enter());
+pub(crate) async fn send_alone(
+    pool: &Arc<Pool>,
+    mut request: Request<RequestBody>,
+    interim: &Interim,
+) -> Result<Answered, Fault> {
+    let asking = Asking { pool, held: Arc::new(pool.enter()), interim };
     let mut attempts = 1;
     loop {
         let link = pool.new_link().await?;
-        request = match over_link::send(pool, link, request, &turn).await {
+        request = match over_link::send(&asking, link, request).await {
             Ok(answered) => return Ok(answered),
             Err(unanswered) => again(pool, unanswered, &mut attempts)?,
         };
@@ -101,3 +118,6 @@ fn asked(pool: &Pool, method: &http::Method) -> Asked {
 type Held = Arc<Turn>;
 
 const MOST_ATTEMPTS: u32 = 3;
+
+/// More interim responses than anybody needs.
+const MOST_INTERIM: u32 = 16;

@@ -5,18 +5,14 @@ use std::sync::Arc;
 use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Version};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 
 use crate::buffer::ReadAhead;
 use crate::live::{Connection, Entry, Ticket};
 use crate::pool::Io;
 
-/// An upgrade that both sides agreed on, to be run once the server has let go of the connection.
+/// What a request was turned into, which both sides agreed on: to be run once the caller was told.
 pub(crate) struct Tunnel {
-    /// The side of the caller.
-    pub(crate) caller: OnUpgrade,
     /// The side of the next hop, and its connection.
     pub(crate) next: Box<ReadAhead<Io>>,
     pub(crate) entry: Arc<Entry>,
@@ -34,13 +30,14 @@ where
 }
 
 impl Tunnel {
-    /// Copies both ways until both sides have ended, or either connection or the request is ended by order.
-    pub(crate) async fn run(self, connection: &Connection) {
-        let Self { caller, next, entry, ticket } = self;
-        let copied = async {
-            let caller = caller.await.map_err(std::io::Error::other)?;
-            copy(TokioIo::new(caller), next).await
-        };
+    /// Copies both ways between `caller` and the next hop until both sides have ended, or either connection or the
+    /// request is ended by order.
+    pub(crate) async fn run<T>(self, connection: &Connection, caller: impl Future<Output = std::io::Result<T>>)
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Self { next, entry, ticket } = self;
+        let copied = async { copy(caller.await?, next).await };
         let ended = connection.unless_closed(entry.connection.unless_closed(ticket.unless_cut(copied))).await;
         if let Some(Some(Ok(Err(error)))) = ended {
             tracing::debug!(listener = %connection.listener.name, %error, "an upgraded connection broke");
@@ -48,8 +45,11 @@ impl Tunnel {
     }
 }
 
-/// The upgrade that a request asks for. HTTP/2 has no such thing.
-pub(crate) fn asked_for(parts: &Parts) -> Option<HeaderValue> {
+/// The upgrade that a request asks for. HTTP/2 has no such thing but extended CONNECT, which is for WebSocket here.
+pub(crate) fn asked_for(parts: &Parts, extended: bool) -> Option<HeaderValue> {
+    if extended {
+        return Some(HeaderValue::from_static("websocket"));
+    }
     if parts.version != Version::HTTP_11 {
         return None;
     }

@@ -7,13 +7,13 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use super::flight::{Cut, Entered, Ticket};
 use crate::exchange;
 use crate::fault::{Blame, Fault};
 use crate::guard;
 use crate::send::Received;
+use crate::serve::Incoming;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -24,9 +24,9 @@ pub(crate) enum BodyError {
     /// The caller broke the request.
     #[error(transparent)]
     Request(#[from] hyper::Error),
-    /// The caller took the request back.
-    #[error("the caller reset the stream")]
-    Reset,
+    /// The caller broke the request, or took it back, over HTTP/2.
+    #[error(transparent)]
+    Stream(h2::Error),
     /// The next hop broke the response.
     #[error(transparent)]
     Response(#[from] io::Error),
@@ -34,16 +34,14 @@ pub(crate) enum BodyError {
 
 /// A request body on its way out. It has no end of its own making: what breaks on the way in breaks on the way out.
 pub(crate) struct RequestBody {
-    incoming: Option<Incoming>,
+    incoming: Incoming,
     /// The request, which may be answered before its body has ended.
     entered: Arc<Entered>,
-    /// Whether it comes over HTTP/2.
-    http2: bool,
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, entered: Arc<Entered>, http2: bool) -> Self {
-        Self { incoming: Some(incoming), entered, http2 }
+    pub(crate) fn new(incoming: Incoming, entered: Arc<Entered>) -> Self {
+        Self { incoming, entered }
     }
 
     /// Whether the request was ended by order; wakes who carries its body when that changes.
@@ -53,7 +51,7 @@ impl RequestBody {
 
     /// No body, for the same request when it is sent again.
     pub(crate) fn emptied(&self) -> Self {
-        Self { incoming: None, entered: Arc::clone(&self.entered), http2: self.http2 }
+        Self { incoming: Incoming::None, entered: Arc::clone(&self.entered) }
     }
 }
 
@@ -66,16 +64,10 @@ impl HttpBody for RequestBody {
             return Poll::Ready(Some(Err(BodyError::Cut(cut))));
         }
         let this = &mut *self;
-        let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
-        let frame = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
-        if frame.is_none() && this.http2 && !incoming.is_end_stream() {
-            // hyper takes a reset with NO_ERROR for the end of the body; the next hop must not.
-            note_broken(&this.entered, Fault::BrokeOff(BodyError::Reset.to_string()));
-            return Poll::Ready(Some(Err(BodyError::Reset)));
-        }
-        let mut ended = frame.is_none() || incoming.is_end_stream();
+        let frame = std::task::ready!(this.incoming.poll_frame(cx));
+        let mut ended = frame.is_none() || this.incoming.is_end_stream();
         let frame = frame.map(|frame| {
-            frame.map_err(|error| broke(&this.entered, error)).map(|mut frame| {
+            frame.inspect_err(|error| note_broken(&this.entered, error)).map(|mut frame| {
                 if let Some(data) = frame.data_ref() {
                     this.entered.flight.moved_up(data.len());
                 }
@@ -93,25 +85,16 @@ impl HttpBody for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(HttpBody::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
+        self.incoming.is_end_stream()
     }
 }
 
 /// A request body that broke, which is what the request is answered with; if it is too late for that, it is only said.
-fn broke(entered: &Entered, error: hyper::Error) -> BodyError {
-    let fault = match guard::refusal_of_body(&error) {
+fn note_broken(entered: &Entered, error: &BodyError) {
+    let fault = match guard::refusal_of_body(error) {
         Some(refused) => Fault::Refused(refused),
         None => Fault::BrokeOff(error.to_string()),
     };
-    note_broken(entered, fault);
-    error.into()
-}
-
-fn note_broken(entered: &Entered, fault: Fault) {
     if let Some(fault) = entered.flight.upload_broke(fault) {
         exchange::report(&entered.connection, &fault, None);
     }
@@ -160,6 +143,17 @@ impl Body {
         self
     }
 
+    /// Whether the response was ended by order; wakes who carries it when that changes.
+    pub(crate) fn poll_cut(&mut self, cx: &Context<'_>) -> Poll<BodyError> {
+        let Source::Passed { blame, .. } = self.source else { return Poll::Pending };
+        let Some(cut) = self.ticket.as_ref().and_then(|ticket| ticket.flight.poll_response(cx)) else {
+            return Poll::Pending;
+        };
+        let error = BodyError::Cut(cut);
+        self.broke(&error, blame);
+        Poll::Ready(error)
+    }
+
     fn broke(&mut self, error: &BodyError, blame: Blame) {
         self.ended = true;
         let Some(ticket) = &mut self.ticket else { return };
@@ -192,6 +186,9 @@ impl HttpBody for Body {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
+        if let Poll::Ready(cut) = this.poll_cut(cx) {
+            return Poll::Ready(Some(Err(cut)));
+        }
         let (received, blame) = match &mut this.source {
             Source::Empty => return Poll::Ready(None),
             Source::Text(text) => {
@@ -200,13 +197,6 @@ impl HttpBody for Body {
             }
             Source::Passed { received, blame } => (received, *blame),
         };
-        if let Some(ticket) = &this.ticket
-            && let Some(cut) = ticket.flight.poll_response(cx)
-        {
-            let error = BodyError::Cut(cut);
-            this.broke(&error, blame);
-            return Poll::Ready(Some(Err(error)));
-        }
         match std::task::ready!(Pin::new(&mut *received).poll_frame(cx)) {
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {

@@ -17,13 +17,14 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::PollSender;
 
 use super::received::{Received, Relayed};
-use super::{Answered, Held, Unanswered, asked};
+use super::{Answered, Asking, Held, MOST_INTERIM, Unanswered, asked};
 use crate::buffer::{Buffer, ReadAhead};
 use crate::http1::body::{Body, Found};
 use crate::http1::{convert, response};
 use crate::live::Entry;
 use crate::live::body::{BodyError, RequestBody};
 use crate::pool::{Io, Link, Pool};
+use crate::serve::Interim;
 
 /// A connection that speaks another protocol now, with what was received of it already.
 pub(crate) struct Switched {
@@ -49,6 +50,8 @@ struct Talk {
     left: Option<u64>,
     /// Whether anything was heard of the next hop.
     heard: bool,
+    /// How many interim responses there were.
+    interim: u32,
     /// Data of it that is being written; with `chunked` the end of the chunk follows.
     data: Bytes,
     /// Received and not used yet.
@@ -66,11 +69,11 @@ pub(crate) struct FromLink {
 
 /// Sends a request and waits for the head of its response.
 pub(super) async fn send(
-    pool: &Arc<Pool>,
+    asking: &Asking<'_>,
     link: Link,
     request: Request<RequestBody>,
-    held: &Held,
 ) -> Result<Answered, Unanswered> {
+    let Asking { pool, held, interim } = asking;
     let waits = waits_for_consent(&request);
     let (parts, body) = request.into_parts();
     let asked = asked(pool, &parts.method);
@@ -93,10 +96,11 @@ pub(super) async fn send(
         chunked,
         left,
         heard: false,
+        interim: 0,
         data,
         input,
     };
-    let (head, headers) = match poll_fn(|cx| talk.poll_head(cx, &asked)).await {
+    let (head, headers) = match poll_fn(|cx| talk.poll_head(cx, &asked, interim)).await {
         Ok(head) => head,
         Err(error) => {
             let body = spare.or_else(|| talk.body.take());
@@ -129,8 +133,8 @@ pub(super) async fn send(
     Ok(Answered::Response(response.map(|()| body)))
 }
 
-/// Whether the caller sends its body only once it is told to (RFC 9110, section 10.1.1). Of a caller over HTTP/2 hyper
-/// cannot tell it so.
+/// Whether the body is to be held back until the next hop wants it (RFC 9110, section 10.1.1). A caller over HTTP/2 does
+/// that by itself, for it is told of interim responses.
 pub(super) fn waits_for_consent(request: &Request<RequestBody>) -> bool {
     let expects =
         request.headers().get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
@@ -147,6 +151,7 @@ impl Talk {
         &mut self,
         cx: &mut Context<'_>,
         asked: &response::Asked,
+        interim: &Interim,
     ) -> Poll<io::Result<(response::Head, http::HeaderMap)>> {
         let failed = match self.poll_up(cx) {
             Poll::Ready(Err(error)) => Some(error),
@@ -160,10 +165,16 @@ impl Talk {
                 if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
                     return Poll::Ready(Ok((head, headers)));
                 }
+                self.interim += 1;
+                if self.interim > MOST_INTERIM {
+                    let why = "its interim responses have no end";
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
+                }
                 if head.status == StatusCode::CONTINUE && self.held_back.take().is_some() {
                     // Polled once more, for the body.
                     cx.waker().wake_by_ref();
                 }
+                interim.send(head.status, &headers);
                 continue;
             }
             match self.input.poll_fill(&mut self.link.io, cx)? {

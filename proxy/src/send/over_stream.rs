@@ -7,19 +7,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
 use http::uri::Scheme;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::received::Received;
-use super::{Answered, Held, Unanswered};
+use super::{Answered, Asking, Held, MOST_INTERIM, Unanswered};
 use crate::fault::Hop;
 use crate::http1::convert;
 use crate::live::body::RequestBody;
 use crate::pool::{Place, Pool, Stream, into_io, is_unprocessed};
+use crate::serve::Interim;
 
 /// The body of a response that comes over a stream.
 pub(crate) struct FromStream {
@@ -33,18 +35,18 @@ pub(crate) struct FromStream {
 
 /// Sends a request and waits for the head of its response.
 pub(super) async fn send(
-    pool: &Arc<Pool>,
+    asking: &Asking<'_>,
     mut stream: Stream,
     request: Request<RequestBody>,
-    held: &Held,
 ) -> Result<Answered, Unanswered> {
+    let Asking { pool, held, interim } = asking;
     let (mut parts, body) = request.into_parts();
     let scheme = if pool.hop() == Hop::App { Scheme::HTTP } else { Scheme::HTTPS };
     convert::for_http2(&mut parts, scheme, || pool.authority());
     let bodiless = body.is_end_stream();
     let spare = bodiless.then(|| (parts.clone(), body.emptied()));
     let safe = parts.method.is_safe();
-    let (response, sender) = match stream.sender.send_request(Request::from_parts(parts.clone(), ()), bodiless) {
+    let (mut response, sender) = match stream.sender.send_request(Request::from_parts(parts.clone(), ()), bodiless) {
         Ok(sent) => sent,
         Err(error) => {
             let again = Some(Request::from_parts(parts, body));
@@ -53,6 +55,7 @@ pub(super) async fn send(
     };
     let (used, place) = (stream.used, Arc::new(stream.into_place()));
     let upload = (!bodiless).then(|| upload(pool, body, sender, &place));
+    inform(&mut response, interim).await.map_err(|why| Unanswered { error: why, unsent: false, again: None })?;
     let response = response.await.map_err(|error| {
         place.note(&error);
         let unsent = is_unprocessed(&error);
@@ -63,6 +66,20 @@ pub(super) async fn send(
     let data_ended = stream.is_end_stream();
     let body = FromStream { stream, data_ended, upload, place, _held: Arc::clone(held) };
     Ok(Answered::Response(Response::from_parts(parts, Received::Stream(Box::new(body)))))
+}
+
+/// Passes on what comes before the head of the response. What breaks is found by who waits for that.
+async fn inform(response: &mut ResponseFuture, interim: &Interim) -> io::Result<()> {
+    let mut count = 0;
+    while let Some(Ok(head)) = poll_fn(|cx| response.poll_informational(cx)).await {
+        count += 1;
+        if head.status() == StatusCode::SWITCHING_PROTOCOLS || count > MOST_INTERIM {
+            let why = "its interim responses are not what was asked for";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        interim.send(head.status(), head.headers());
+    }
+    Ok(())
 }
 
 /// An upload; dropped, it ends. It may go on after its response has ended, until the next hop takes no more of it.
