@@ -1,4 +1,4 @@
-//! WebSocket through a pair of sidecars, with Python's websockets on both ends; and what an upgraded connection is below
+//! WebSocket through a pair of sidecars, with Python's websockets on both ends, and with Node's HTTP/2 as the caller; and what an upgraded connection is below
 //! that, bytes both ways of which each half ends by itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -35,6 +35,15 @@ async fn messages_pings_and_closes_pass_both_ways() {
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn callers_over_http2_share_a_connection() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_app, address) = serve("websocket/server.py", &[], &directory.path().join("log")).await;
+    let pair = Through::start(address, "http").await;
+    let cases = ["it_is_agreed", "two_megabytes_come_back", "it_is_closed_in_order", "twenty_share_the_connection"];
+    done("websocket/over_http2.js", &[&format!("http://{}", pair.upstream)], &cases);
 }
 
 /// Both ends of a connection that was upgraded to a protocol nobody knows; `first` comes right behind the answer.

@@ -4,8 +4,10 @@
 mod changes;
 mod denials;
 mod ends;
+mod extended_connect;
 mod identities;
 mod identity_files;
+mod interim;
 mod introductions;
 mod messages;
 mod raw_tcp;

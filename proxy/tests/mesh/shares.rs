@@ -1,15 +1,12 @@
 //! What one caller may take of a sidecar: the others and the operator get theirs.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::tls::Alpn;
-use countersign_identity::{Bundle, Bundles, ClientTls, Identity, SpiffeId, Svid, TrustDomain};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -17,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::support::app::{AppBody, answer};
 use super::support::sidecar::metric;
-use super::support::{App, CLIENT, Pair, SERVER, client, soon, until};
+use super::support::{App, CLIENT, Pair, client, soon, until};
 
 /// Another workload of the mesh.
 const OTHER: &str = "spiffe://example.org/ns/t/sa/other";
@@ -32,22 +29,6 @@ rules:
 
 async fn echo(request: Request<Incoming>) -> Response<AppBody> {
     Response::new(request.into_body().boxed())
-}
-
-/// A connection to the inbound side as `id`.
-async fn dial(pair: &Pair, id: &str, alpn: Alpn) -> TlsStream<TcpStream> {
-    let issued = pair.authority.issue(id);
-    let chain = vec![CertificateDer::from(issued.leaf)];
-    let svid = Svid::new(chain, zeroize::Zeroizing::new(issued.key)).unwrap();
-    let bundle = Bundle::from_der([CertificateDer::from(pair.authority.certificate.clone())]).unwrap();
-    let bundles = Bundles::new([(TrustDomain::new("example.org").unwrap(), bundle)]);
-    let identity = Identity { svid: Arc::new(svid), bundles: Arc::new(bundles) };
-    let (_sender, watch) = tokio::sync::watch::channel(Some(Arc::new(identity)));
-    let tls = ClientTls::new(watch, alpn, SpiffeId::new(SERVER).unwrap()).current().unwrap().unwrap();
-    let tcp = TcpStream::connect(pair.inbound).await.unwrap();
-    let connector = tokio_rustls::TlsConnector::from(tls.config);
-    let name = ServerName::try_from("sidecar.test").unwrap();
-    soon("the handshake", connector.connect(name, tcp)).await.unwrap()
 }
 
 /// The status of a request over a connection that stays open, and the connection.
@@ -66,17 +47,17 @@ async fn a_peer_that_opens_all_connections_it_can_leaves_most_to_others() {
     let pair = Pair::start_with("http", app.address, "limits: { connections: 8 }\n").await;
     let mut held = Vec::new();
     for _ in 0..2 {
-        let (status, sender) = ask(dial(&pair, OTHER, Alpn::Http2).await).await.unwrap();
+        let (status, sender) = ask(pair.dial(OTHER, Alpn::Http2).await).await.unwrap();
         assert_eq!(status, 403);
         held.push(sender);
     }
     for _ in 0..8 {
-        assert!(ask(dial(&pair, OTHER, Alpn::Http2).await).await.is_none(), "it has its share");
+        assert!(ask(pair.dial(OTHER, Alpn::Http2).await).await.is_none(), "it has its share");
     }
     assert!(metric("countersign_connections_refused_total", &["reason=\"peer\"", &pair.label()]) > 7.5);
     assert_eq!(client::get(pair.entrance, "/").await.0, 200);
     drop(held);
-    until("a place is free again", || async { ask(dial(&pair, OTHER, Alpn::Http2).await).await.is_some() }).await;
+    until("a place is free again", || async { ask(pair.dial(OTHER, Alpn::Http2).await).await.is_some() }).await;
 }
 
 #[tokio::test]
@@ -109,7 +90,7 @@ async fn a_peer_that_sends_all_requests_it_can_leaves_most_to_others() {
     assert!(metric("countersign_faults_total", &["reason=\"requests\"", &pair.label()]) > 0.5);
     assert_eq!(app.accepted.load(std::sync::atomic::Ordering::SeqCst), 1, "the app hears nothing of it");
     until("another peer is served", || async {
-        ask(dial(&pair, OTHER, Alpn::Http2).await).await.is_some_and(|(status, _)| status == 200)
+        ask(pair.dial(OTHER, Alpn::Http2).await).await.is_some_and(|(status, _)| status == 200)
     })
     .await;
     drop(pieces);
@@ -121,7 +102,7 @@ async fn a_peer_that_sends_all_requests_it_can_leaves_most_to_others() {
 async fn a_connection_that_only_pings_is_closed_after_idle() {
     let app = App::http1(|_| async { answer("in") }).await;
     let pair = Pair::start_with("http", app.address, "limits: { idle: 2s }\n").await;
-    let tls = dial(&pair, CLIENT, Alpn::Http2).await;
+    let tls = pair.dial(CLIENT, Alpn::Http2).await;
     let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
     builder.timer(TokioTimer::new()).keep_alive_interval(Duration::from_millis(200)).keep_alive_while_idle(true);
     let (sender, connection) =

@@ -3,16 +3,20 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use countersign_identity::TrustDomain;
+use countersign_identity::tls::Alpn;
+use countersign_identity::{Bundle, Bundles, ClientTls, Identity, SpiffeId, Svid, TrustDomain};
 use countersign_proxy::{Config, IdentityFrom, ProxyError, Surroundings, run};
 use countersign_runtime::Lifecycle;
 use countersign_runtime::telemetry::Metrics;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::client::TlsStream;
 
 use super::pki::Authority;
 use super::workload_api::WorkloadApi;
-use super::{ALLOW, CLIENT, SERVER, client, free_address, until};
+use super::{ALLOW, CLIENT, SERVER, client, free_address, soon, until};
 
 pub(crate) struct Sidecar {
     pub(crate) admin: SocketAddr,
@@ -125,6 +129,22 @@ impl Pair {
         client.ready().await;
         server.ready().await;
         Self { authority, client, client_api, server, server_api, entrance, inbound, name, client_config }
+    }
+
+    /// A connection to the inbound side as `id`, past the outbound one.
+    pub(crate) async fn dial(&self, id: &str, alpn: Alpn) -> TlsStream<TcpStream> {
+        let issued = self.authority.issue(id);
+        let chain = vec![CertificateDer::from(issued.leaf)];
+        let svid = Svid::new(chain, zeroize::Zeroizing::new(issued.key)).unwrap();
+        let bundle = Bundle::from_der([CertificateDer::from(self.authority.certificate.clone())]).unwrap();
+        let bundles = Bundles::new([(TrustDomain::new("example.org").unwrap(), bundle)]);
+        let identity = Identity { svid: Arc::new(svid), bundles: Arc::new(bundles) };
+        let (_sender, watch) = watch::channel(Some(Arc::new(identity)));
+        let tls = ClientTls::new(watch, alpn, SpiffeId::new(SERVER).unwrap()).current().unwrap().unwrap();
+        let tcp = TcpStream::connect(self.inbound).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(tls.config);
+        let name = ServerName::try_from("sidecar.test").unwrap();
+        soon("the handshake", connector.connect(name, tcp)).await.unwrap()
     }
 
     /// The label of the listeners in metrics.

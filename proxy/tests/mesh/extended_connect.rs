@@ -1,0 +1,211 @@
+//! WebSocket over HTTP/2 (RFC 8441), which the app hears of as an upgrade of HTTP/1.1: through the pair, and from a peer
+//! that speaks it to the inbound side itself.
+
+use base64::Engine as _;
+use bytes::Bytes;
+use countersign_identity::tls::Alpn;
+use h2::client::SendRequest;
+use h2::ext::Protocol;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Method, Request, Response};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use super::support::{App, CLIENT, LESS, PROMPT, Pair, read_to, soon};
+
+/// Where a caller comes in.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Outbound,
+    Inbound,
+}
+
+const SIDES: [Side; 2] = [Side::Outbound, Side::Inbound];
+
+/// A connection of HTTP/2, which knows the settings of the other side.
+async fn connect(pair: &Pair, side: Side) -> SendRequest<Bytes> {
+    match side {
+        Side::Outbound => begin(TcpStream::connect(pair.entrance).await.unwrap()).await,
+        Side::Inbound => begin(pair.dial(CLIENT, Alpn::Http2).await).await,
+    }
+}
+
+async fn begin(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> SendRequest<Bytes> {
+    let (mut sender, connection) = h2::client::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    // Its settings have come before the first answer.
+    let mut request = Request::new(());
+    *request.uri_mut() = "http://app.test/denied/first".parse().unwrap();
+    sender = sender.ready().await.unwrap();
+    soon("an answer", sender.send_request(request, true).unwrap().0).await.unwrap();
+    sender.ready().await.unwrap()
+}
+
+/// Asks for a WebSocket.
+async fn ask(sender: &mut SendRequest<Bytes>, path: &str) -> (Response<RecvStream>, SendStream<Bytes>) {
+    let request = Request::builder()
+        .method(Method::CONNECT)
+        .uri(format!("http://app.test{path}"))
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-protocol", "chat")
+        .header("origin", "http://page.test")
+        .extension(Protocol::from_static("websocket"))
+        .body(())
+        .unwrap();
+    let (response, stream) = sender.send_request(request, false).unwrap();
+    (soon("a response", response).await.unwrap(), stream)
+}
+
+/// What the app says to a request for a WebSocket: by its path it agrees, agrees wrongly, or does not.
+fn reply(head: &str) -> String {
+    let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let text = format!("{}258EAFA5-E914-47DA-95CA-C5AB0DC85B11", field("sec-websocket-key: "));
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+    let accept = base64::engine::general_purpose::STANDARD.encode(digest);
+    let agreed = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n";
+    match head.split(' ').nth(1).unwrap() {
+        "/wrong" => format!("{agreed}sec-websocket-accept: {accept}=\r\n\r\n"),
+        "/plain" => "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi".to_owned(),
+        "/not" => "HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\nno".to_owned(),
+        _ => format!("{agreed}sec-websocket-accept: {accept}\r\nsec-websocket-protocol: chat\r\n\r\n"),
+    }
+}
+
+/// An app that answers so, and hands over its connections with the heads of their requests.
+async fn app() -> (App, mpsc::UnboundedReceiver<(String, TcpStream)>) {
+    let (told, switched) = mpsc::unbounded_channel();
+    let app = App::tcp(move |mut tcp| {
+        let told = told.clone();
+        async move {
+            let head = read_to(&mut tcp, "\r\n\r\n").await;
+            tcp.write_all(reply(&head).as_bytes()).await.unwrap();
+            told.send((head, tcp)).unwrap();
+        }
+    })
+    .await;
+    (app, switched)
+}
+
+/// What comes to the end of a stream.
+async fn rest(stream: &mut RecvStream) -> Result<Vec<u8>, h2::Error> {
+    let mut all = Vec::new();
+    while let Some(data) = soon("more, or the end", stream.data()).await {
+        let data = data?;
+        stream.flow_control().release_capacity(data.len()).unwrap();
+        all.extend(data);
+    }
+    Ok(all)
+}
+
+#[tokio::test]
+async fn bytes_pass_both_ways_and_each_half_ends_by_itself() {
+    let (app, mut switched) = app().await;
+    let pair = Pair::start("http", app.address).await;
+    for side in SIDES {
+        let mut sender = connect(&pair, side).await;
+        assert!(sender.is_extended_connect_protocol_enabled());
+        let (response, mut up) = ask(&mut sender, "/socket?a=b").await;
+        assert_eq!(response.status(), 200, "{side:?}");
+        assert_eq!(response.headers()["sec-websocket-protocol"], "chat");
+        for hop in ["connection", "upgrade", "sec-websocket-accept"] {
+            assert!(!response.headers().contains_key(hop), "{side:?} {hop}");
+        }
+        let (head, mut tcp) = soon("the app", switched.recv()).await.unwrap();
+        assert!(head.starts_with("GET /socket?a=b HTTP/1.1\r\n"), "{head}");
+        for line in ["connection: upgrade", "upgrade: websocket", "sec-websocket-protocol: chat", "host: app.test"] {
+            assert!(head.contains(&format!("\r\n{line}\r\n")), "{side:?} {head}");
+        }
+        up.send_data(Bytes::from_static(b"question"), true).unwrap();
+        let mut down = response.into_body();
+        let mut asked = Vec::new();
+        soon("the end of what is asked", tcp.read_to_end(&mut asked)).await.unwrap();
+        assert_eq!(asked, b"question");
+        // More than the windows of the way hold.
+        let answer: Vec<u8> = (0..3_000_000_u32).map(|byte| byte.to_le_bytes()[0]).collect();
+        let (arrived, ()) = tokio::join!(rest(&mut down), async {
+            tcp.write_all(&answer).await.unwrap();
+            tcp.shutdown().await.unwrap();
+        });
+        assert!(arrived.unwrap() == answer, "{side:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_agreement_opens_nothing() {
+    let (app, _switched) = app().await;
+    let pair = Pair::start("http", app.address).await;
+    for side in SIDES {
+        let mut sender = connect(&pair, side).await;
+        for (path, status, text) in [("/wrong", 502, "broke"), ("/plain", 502, "broke"), ("/not", 401, "no")] {
+            let (response, _up) = ask(&mut sender, path).await;
+            assert_eq!(response.status(), status, "{side:?} {path}");
+            let body = String::from_utf8(rest(&mut response.into_body()).await.unwrap()).unwrap();
+            assert!(body.contains(text), "{side:?} {path}: {body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_reset_ends_the_connection_of_the_app_and_no_other_stream() {
+    let (app, mut switched) = app().await;
+    let pair = Pair::start("http", app.address).await;
+    for side in SIDES {
+        let mut sender = connect(&pair, side).await;
+        let (mut first, mut up) = ask(&mut sender, "/first").await;
+        let (_, mut tcp) = soon("the app", switched.recv()).await.unwrap();
+        let (second, mut other) = ask(&mut sender, "/second").await;
+        let (_, mut other_tcp) = soon("the app", switched.recv()).await.unwrap();
+        up.send_reset(Reason::CANCEL);
+        let ended = soon("the end", tcp.read(&mut [0; 1])).await;
+        assert!(matches!(ended, Ok(0) | Err(_)), "{side:?} {ended:?}");
+        assert!(first.body_mut().data().await.is_none_or(|data| data.is_err()));
+        other.send_data(Bytes::from_static(b"on"), false).unwrap();
+        soon("bytes", other_tcp.read_exact(&mut [0; 2])).await.unwrap();
+        // And the other way: an app that goes ends its stream.
+        drop(other_tcp);
+        assert!(rest(&mut second.into_body()).await.is_ok_and(|rest| rest.is_empty()), "{side:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_policy_sees_a_get_and_ends_what_it_comes_to_deny() {
+    let (app, mut switched) = app().await;
+    let pair = Pair::start("http", app.address).await;
+    let mut open = Vec::new();
+    for side in SIDES {
+        let mut sender = connect(&pair, side).await;
+        assert_eq!(ask(&mut sender, "/denied/socket").await.0.status(), 403, "{side:?}");
+        assert_eq!(ask(&mut sender, "/a/../denied").await.0.status(), 400, "{side:?}");
+        let (response, up) = ask(&mut sender, "/socket").await;
+        assert_eq!(response.status(), 200);
+        let (_, tcp) = soon("the app", switched.recv()).await.unwrap();
+        open.push((side, response.into_body(), up, tcp, sender));
+    }
+    pair.server_api.policy(LESS);
+    let start = std::time::Instant::now();
+    for (side, mut down, _up, mut tcp, mut sender) in open {
+        assert!(matches!(soon("the end", tcp.read(&mut [0; 1])).await, Ok(0) | Err(_)), "{side:?}");
+        assert!(start.elapsed() < PROMPT, "{side:?}");
+        let _ = rest(&mut down).await;
+        // Nothing else on the connection has ended with it.
+        assert_eq!(ask(&mut sender, "/stays/here").await.0.status(), 200, "{side:?}");
+    }
+}
+
+#[tokio::test]
+async fn other_protocols_and_other_listeners_know_nothing_of_it() {
+    let (app, _switched) = app().await;
+    let pair = Pair::start("http", app.address).await;
+    for side in SIDES {
+        let mut sender = connect(&pair, side).await;
+        let mut request = Request::builder().method(Method::CONNECT).uri("http://app.test/");
+        request = request.extension(Protocol::from_static("connect-udp"));
+        let (response, _up) = sender.send_request(request.body(()).unwrap(), false).unwrap();
+        assert_eq!(soon("a response", response).await.unwrap().status(), 400, "{side:?}");
+    }
+    let grpc = Pair::start("grpc", app.address).await;
+    for side in SIDES {
+        assert!(!connect(&grpc, side).await.is_extended_connect_protocol_enabled(), "{side:?}");
+    }
+}
