@@ -16,6 +16,7 @@ use crate::live::body::{Body, RequestBody};
 use crate::live::{Connection, Cut, Target, Ticket};
 use crate::pool::Pool;
 use crate::send::{Answered, Switched, send, send_alone};
+use crate::trace::Trace;
 use crate::tunnel::{self, Tunnel};
 
 /// Where a request leaves the upgrade that it led to, for the task of its connection.
@@ -80,8 +81,8 @@ pub(crate) async fn forward(
     let upgrades = upgrade.is_some();
     let sent = pin!(async {
         match upgrades {
-            true => Box::pin(send_alone(pool, request)).await,
-            false => send(pool, request).await,
+            true => Box::pin(send_alone(pool, request, &flight)).await,
+            false => send(pool, request, &flight).await,
         }
     });
     let answered = match ticket.unless_cut(sent).await {
@@ -173,6 +174,9 @@ pub(crate) fn open(connection: &Arc<Connection>, parts: &Parts, body: &Incoming)
     use http_body::Body;
 
     let target = Target::new(parts.uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str));
-    let ticket = Ticket::open(connection, parts.method.clone(), target, body.is_end_stream());
+    let mut ticket = Ticket::open(connection, parts.method.clone(), target, body.is_end_stream());
+    if connection.listener.access_log {
+        ticket.trace = Trace::of(&parts.headers);
+    }
     (ticket, is_grpc(&parts.headers))
 }

@@ -36,6 +36,7 @@ mod send;
 mod serve;
 mod source;
 mod telemetry;
+mod trace;
 mod tunnel;
 
 pub use config::{AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol};

@@ -15,6 +15,7 @@ use http::{Request, Response};
 use crate::fault::Fault;
 use crate::guard::HeadLimits;
 use crate::http1::response::Asked;
+use crate::live::Flight;
 use crate::live::body::RequestBody;
 use crate::pool::{Pool, Turn, Way};
 pub(crate) use over_link::Switched;
@@ -36,16 +37,21 @@ struct Unanswered {
     again: Option<Request<RequestBody>>,
 }
 
-/// Sends a request and waits for the head of its response.
+/// Sends a request and waits for the head of its response; notes in `flight` what it goes over.
 ///
 /// # Errors
 /// What went wrong, as the caller will hear of it.
-pub(crate) async fn send(pool: &Arc<Pool>, mut request: Request<RequestBody>) -> Result<Answered, Fault> {
+pub(crate) async fn send(
+    pool: &Arc<Pool>,
+    mut request: Request<RequestBody>,
+    flight: &Flight,
+) -> Result<Answered, Fault> {
     let turn = Arc::new(pool.enter());
     // Over HTTP/2 a server of ours cannot say that it wants the body.
     let mut way = if over_link::waits_for_consent(&request) { pool.link().await? } else { pool.way().await? };
     let mut attempts = 1;
     loop {
+        pool.note(flight, &way);
         let sent = match way {
             Way::Link(link) => over_link::send(pool, link, request, &turn).await,
             Way::Stream(stream) => over_stream::send(pool, stream, request, &turn).await,
@@ -63,11 +69,16 @@ pub(crate) async fn send(pool: &Arc<Pool>, mut request: Request<RequestBody>) ->
 ///
 /// # Errors
 /// As of [`send`].
-pub(crate) async fn send_alone(pool: &Arc<Pool>, mut request: Request<RequestBody>) -> Result<Answered, Fault> {
+pub(crate) async fn send_alone(
+    pool: &Arc<Pool>,
+    mut request: Request<RequestBody>,
+    flight: &Flight,
+) -> Result<Answered, Fault> {
     let turn = Arc::new(pool.enter());
     let mut attempts = 1;
     loop {
         let link = pool.new_link().await?;
+        pool.note_leg(flight, &link.entry);
         request = match over_link::send(pool, link, request, &turn).await {
             Ok(answered) => return Ok(answered),
             Err(unanswered) => again(pool, unanswered, &mut attempts)?,
