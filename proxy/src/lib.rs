@@ -35,6 +35,7 @@ mod quota;
 mod send;
 mod serve;
 mod source;
+mod strangers;
 mod telemetry;
 mod trace;
 mod tunnel;
