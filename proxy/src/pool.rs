@@ -298,6 +298,12 @@ impl Pool {
     }
 }
 
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.listener.metrics.pool(0, 0);
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         self.0.turns.fetch_sub(1, Ordering::Relaxed);
