@@ -33,12 +33,17 @@ pub struct Pair {
 impl Pair {
     /// A pair under the policy `rules`, both sidecars ready.
     pub async fn start(rules: &str) -> Self {
+        Self::start_with(rules, "").await
+    }
+
+    /// As [`Pair::start`], with more lines in the files of both sidecars.
+    pub async fn start_with(rules: &str, more: &str) -> Self {
         let mesh = Mesh::start(&["client", "server"], rules).await;
         let listen = free_address();
         let app =
             peers::nginx(&mesh.path("nginx"), &format!("server {{ listen {listen}; return 200 well; }}"), listen).await;
-        let server = Mesh::service("server", listen, "http");
-        let mut client = Mesh::service("client", free_address(), "http");
+        let server = Mesh::service("server", listen, "http").with(more);
+        let mut client = Mesh::service("client", free_address(), "http").with(more);
         let upstream = client.calls(&server);
         let (client, server) = (mesh.sidecar(client).await, mesh.sidecar(server).await);
         Self { mesh, client, server, app, upstream }

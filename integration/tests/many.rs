@@ -1,4 +1,5 @@
-//! Very many connections at once that do nothing: what each costs, and that each is served when it asks again.
+//! Very many connections at once: what each costs that does nothing, and that each is served when it asks, also if all
+//! come in one moment.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::io;
@@ -65,6 +66,22 @@ async fn two_thousand_idle_connections_of_a_peer_cost_little_and_all_answer_agai
     given_back(&pair.server, held).await;
 }
 
+#[tokio::test]
+async fn a_thousand_who_connect_at_once_from_one_address_are_all_served() {
+    let _alone = ALONE.lock().await;
+    raise_open_files();
+    // Time enough for a machine that does other things too.
+    let pair = Pair::start_with(RULES, "limits: { handshake: 60s }\n").await;
+    let leaf = Leaf::fetch(&pair.client.path("agent.sock")).await;
+    let (connector, inbound) = (leaf.connector("http/1.1"), pair.server.service.inbound);
+    let burst = (0..BURST).map(|_| Leaf::dial_with(connector.clone(), inbound));
+    let held = futures::future::try_join_all(burst).await.unwrap();
+    let mut held: Vec<_> = held.into_iter().map(Connection::over).collect();
+    ask_all(&mut held).await;
+    let refused = pair.server.metric("countersign_connections_refused_total", &[]).await;
+    assert!(refused < 0.5, "{refused} were refused");
+}
+
 /// A connection on which one request was answered.
 async fn asked<T: AsyncRead + AsyncWrite + Unpin>(
     open: impl Future<Output = io::Result<Connection<T>>>,
@@ -113,6 +130,7 @@ fn raise_open_files() {
 const PLAIN: usize = 9000;
 const SECURED: usize = 2000;
 const AT_ONCE: usize = 32;
+const BURST: usize = 1000;
 
 /// What an idle connection may cost, in bytes.
 const PLAIN_COST: u64 = 6 << 10;

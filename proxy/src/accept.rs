@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use countersign_runtime::Lifecycle;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::introduced::introduced;
 use crate::listener::Listener;
 use crate::load::Place;
+use crate::strangers::Stranger;
 
 /// A connection that was accepted.
 pub(crate) struct Accepted {
@@ -22,6 +24,8 @@ pub(crate) struct Accepted {
     pub(crate) destination: Option<SocketAddr>,
     /// Its place among the connections of the listener.
     pub(crate) place: Place,
+    /// Its place among those that have not proved yet who they are, where that is asked of it.
+    pub(crate) stranger: Option<Stranger>,
 }
 
 /// Accepts until `ended`; `serve` runs as a task for each connection.
@@ -57,9 +61,17 @@ pub(crate) async fn accept<F, S>(
             listener.metrics.refused("limit");
             continue;
         };
+        let stranger = match stranger(&listener, remote) {
+            Ok(stranger) => stranger,
+            Err(reason) => {
+                tracing::debug!(listener = %listener.name, %remote, reason, "closed a connection: too many strangers");
+                listener.metrics.refused(reason);
+                continue;
+            }
+        };
         // It fails only if the connection is gone already, which its first read will tell.
         let _ = stream.set_nodelay(true);
-        let accepted = Accepted { stream, remote, destination: None, place };
+        let accepted = Accepted { stream, remote, destination: None, place, stranger };
         if listener.accept_proxy_protocol.is_none() {
             lifecycle.spawn(serve(accepted));
             continue;
@@ -72,6 +84,14 @@ pub(crate) async fn accept<F, S>(
             Some(())
         });
     }
+}
+
+/// A place for a connection that has to prove who it is, or at least where it comes from.
+fn stranger(listener: &Listener, remote: SocketAddr) -> Result<Option<Stranger>, &'static str> {
+    if !listener.is_inbound() && listener.accept_proxy_protocol.is_none() {
+        return Ok(None);
+    }
+    listener.strangers.admit(remote.ip(), Instant::now() + listener.limits.handshake).map(Some)
 }
 
 /// How long to wait when the system refuses to accept.

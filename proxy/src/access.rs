@@ -1,5 +1,8 @@
 //! The access log: one line for each request that has ended, if the configuration asks for it.
+//!
+//! What a caller chose is bounded here; the log escapes what it cannot write as it is.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use http::Method;
@@ -7,10 +10,14 @@ use http::Method;
 use crate::fault::Blame;
 use crate::live::Connection;
 use crate::source::Outcome;
+use crate::trace::Trace;
 
 /// What is logged of a request.
 pub(crate) struct Line<'a> {
     pub(crate) connection: &'a Connection,
+    /// What it went over to another workload, if it got as far as that.
+    pub(crate) leg: Option<&'a Connection>,
+    pub(crate) trace: Option<&'a Trace>,
     pub(crate) method: &'a Method,
     pub(crate) path: &'a str,
     pub(crate) status: u16,
@@ -30,7 +37,8 @@ pub(crate) fn log(line: &Line<'_>) {
     } else {
         (own, listener.expected.as_ref().map(ToString::to_string).unwrap_or_default())
     };
-    let tls = line.connection.tls;
+    // Of the mutual TLS between the sidecars, whichever of them this is.
+    let tls = line.connection.tls.or(line.leg.and_then(|leg| leg.tls));
     tracing::info!(
         target: "countersign::access",
         direction = listener.direction.as_str(),
@@ -38,8 +46,8 @@ pub(crate) fn log(line: &Line<'_>) {
         remote = %line.connection.remote,
         from,
         to,
-        method = %line.method,
-        path = line.path,
+        method = &*shortened(line.method.as_str(), METHOD),
+        path = &*shortened(line.path, PATH),
         status = line.status,
         request_bytes = line.up,
         response_bytes = line.down,
@@ -48,7 +56,37 @@ pub(crate) fn log(line: &Line<'_>) {
         decision = line.outcome.map_or("none", |outcome| outcome.verdict),
         rule = line.outcome.and_then(|outcome| outcome.rule.as_deref()).unwrap_or("none"),
         tls_version = tls.map_or("none", |tls| tls.version),
+        tls_cipher = tls.map_or("none", |tls| tls.cipher),
         tls_group = tls.map_or("none", |tls| tls.group),
+        trace_id = line.trace.map(Trace::trace_id),
+        span_id = line.trace.map(Trace::span_id),
         "request"
     );
+}
+
+/// The beginning of `text`, marked as such, if it has more than `most` bytes.
+fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return text.into();
+    }
+    let (beginning, _) = text.split_at(text.floor_char_boundary(most));
+    format!("{beginning}…").into()
+}
+
+/// How much of a method is logged, in bytes: what the guard refuses is logged too.
+const METHOD: usize = 32;
+
+/// How much of a path is logged, in bytes.
+const PATH: usize = 2048;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_is_cut_between_characters_and_says_so() {
+        assert_eq!(shortened("/abc", 4), "/abc");
+        assert_eq!(shortened("/abcd", 4), "/abc…");
+        assert_eq!(shortened("/abé", 4), "/ab…");
+    }
 }

@@ -226,7 +226,7 @@ async fn resolve(address: &Address, limits: &Limits, failures: &mut Vec<String>)
 
 /// What a handshake agreed on, in words that serve as labels.
 pub(crate) fn facts(connection: &rustls::CommonState) -> TlsFacts {
-    use rustls::{HandshakeKind, NamedGroup, ProtocolVersion};
+    use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion};
     let group = match connection.negotiated_key_exchange_group().map(|group| group.name()) {
         Some(NamedGroup::X25519MLKEM768) => "X25519MLKEM768",
         Some(NamedGroup::X25519) => "X25519",
@@ -239,7 +239,14 @@ pub(crate) fn facts(connection: &rustls::CommonState) -> TlsFacts {
         Some(ProtocolVersion::TLSv1_3) => "1.3",
         _ => "other",
     };
-    TlsFacts { version, group, resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed) }
+    let cipher = match connection.negotiated_cipher_suite().map(|suite| suite.suite()) {
+        Some(CipherSuite::TLS13_AES_256_GCM_SHA384) => "TLS_AES_256_GCM_SHA384",
+        Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => "TLS_AES_128_GCM_SHA256",
+        Some(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256) => "TLS_CHACHA20_POLY1305_SHA256",
+        Some(_) => "other",
+        None => "none",
+    };
+    TlsFacts { version, cipher, group, resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed) }
 }
 
 fn join(addresses: &[Address]) -> String {

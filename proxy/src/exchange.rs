@@ -14,6 +14,7 @@ use crate::live::{Connection, Cut, Target, Ticket};
 use crate::pool::Pool;
 use crate::send::{Answered, Switched, send, send_alone};
 use crate::serve::{Back, Call, Switch};
+use crate::trace::Trace;
 use crate::tunnel::{self, Tunnel};
 use crate::websocket;
 
@@ -58,8 +59,8 @@ pub(crate) async fn forward(
     let upgrades = upgrade.is_some();
     let sent = pin!(async {
         match upgrades {
-            true => Box::pin(send_alone(pool, request, &interim)).await,
-            false => send(pool, request, &interim).await,
+            true => Box::pin(send_alone(pool, request, &interim, &flight)).await,
+            false => send(pool, request, &interim, &flight).await,
         }
     });
     let answered = match ticket.unless_cut(sent).await {
@@ -165,6 +166,9 @@ pub(crate) fn report(connection: &Connection, fault: &Fault, ticket: Option<&Tic
 pub(crate) fn open(connection: &Arc<Connection>, call: &Call) -> (Ticket, bool) {
     let parts = &call.parts;
     let target = Target::new(parts.uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str));
-    let ticket = Ticket::open(connection, parts.method.clone(), target, call.body.is_end_stream());
+    let mut ticket = Ticket::open(connection, parts.method.clone(), target, call.body.is_end_stream());
+    if connection.listener.access_log {
+        ticket.trace = Trace::of(&parts.headers);
+    }
     (ticket, is_grpc(&parts.headers))
 }

@@ -32,6 +32,7 @@ use crate::http1::response::Asked;
 use crate::live::body::Body as AnswerBody;
 use crate::live::{Connection, Cut, Ticket, Wire};
 use crate::pool::{Pool, Way};
+use crate::trace::Trace;
 use exchange::{Caller, End, Exchange, Up};
 
 /// Where the requests of a connection go, and who says so.
@@ -157,6 +158,9 @@ async fn answer<T: Wire>(
         ticket.withdraw();
         return Next::Leave;
     }
+    if connection.listener.access_log {
+        ticket.trace = Trace::in_head(caller.input.bytes().get(..len).unwrap_or_default());
+    }
     let pool = route.pool();
     let _turn = pool.enter();
     let close = close || connection.is_ending();
@@ -177,6 +181,7 @@ async fn answer<T: Wire>(
     let mut up = Up::new(out, body, safe);
     let mut attempts = 0;
     loop {
+        pool.note(&ticket.flight, &way);
         let exchange = Exchange { caller, connection, ticket: &mut ticket, pool };
         let ended = exchange.carry(way, up, asked).await;
         let fault = match ended.end {

@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use rustls_pki_types::UnixTime;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -35,6 +35,7 @@ use crate::load::{Place, Share};
 use crate::pool::{Pool, Target};
 use crate::serve::{Call, serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
+use crate::strangers::Stranger;
 use crate::tunnel;
 
 /// One inbound listener.
@@ -102,9 +103,9 @@ impl Inbound {
 
     /// Serves one connection until it ends.
     pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted) {
-        let Accepted { stream: tcp, remote, destination, place: _place } = accepted;
+        let Accepted { stream: tcp, remote, destination, place: _place, stranger } = accepted;
         let destination = destination.or_else(|| tcp.local_addr().ok().filter(|_| self.send_proxy_protocol));
-        let Some((stream, caller)) = Box::pin(self.handshake(tcp, remote)).await else { return };
+        let Some((stream, caller)) = Box::pin(self.handshake(tcp, remote, stranger)).await else { return };
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let caller = Arc::new(caller);
         let connection = &caller.entry.connection;
@@ -127,8 +128,24 @@ impl Inbound {
         }
     }
 
-    /// The TLS handshake, after which we know who calls.
-    async fn handshake(self: &Arc<Self>, tcp: TcpStream, remote: SocketAddr) -> Option<(Stream, Caller)> {
+    /// The TLS handshake, after which we know who calls. Until then it is a stranger.
+    async fn handshake(
+        self: &Arc<Self>,
+        tcp: TcpStream,
+        remote: SocketAddr,
+        stranger: Option<Stranger>,
+    ) -> Option<(Stream, Caller)> {
+        let mut stranger = stranger?;
+        let until = stranger.until();
+        let turn = tokio::select! {
+            turn = timeout_at(until, stranger.turn()) => turn,
+            () = self.lifecycle.stopping() => return None,
+        };
+        if turn.is_err() {
+            tracing::debug!(listener = %self.listener.name, %remote, "closed a connection: its turn did not come");
+            self.listener.metrics.refused("turn");
+            return None;
+        }
         let made = match self.tls.current() {
             Ok(Some(made)) => made,
             Ok(None) => {
@@ -140,14 +157,9 @@ impl Inbound {
                 return None;
             }
         };
-        let Some(_place) = self.listener.load.handshakes.enter(self.listener.limits.handshakes()) else {
-            tracing::debug!(listener = %self.listener.name, %remote, "closed a connection: too many handshakes");
-            self.listener.metrics.refused("handshakes");
-            return None;
-        };
         let traffic = Arc::new(Traffic::default());
         let io = ReadAhead::new(Metered::new(tcp, Arc::clone(&traffic)));
-        let handshake = timeout(self.listener.limits.handshake, TlsAcceptor::from(made.config).accept(io));
+        let handshake = timeout_at(until, TlsAcceptor::from(made.config).accept(io));
         let accepted = tokio::select! {
             accepted = handshake => accepted,
             () = self.lifecycle.stopping() => return None,

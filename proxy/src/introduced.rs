@@ -13,11 +13,12 @@ use countersign_runtime::Lifecycle;
 use proxy_header::{ParseConfig, Protocol, ProxiedAddress, ProxyHeader, Tlv};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 use crate::accept::Accepted;
 use crate::config::AcceptProxyProtocol;
 use crate::listener::Listener;
+use crate::strangers::Stranger;
 
 /// Why a connection was not introduced.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +55,14 @@ pub(crate) async fn introduced(
         }
         return Some(accepted);
     }
-    let header = timeout(listener.limits.handshake, read(&mut accepted.stream));
+    let Accepted { stream, stranger, .. } = &mut accepted;
+    let stranger = stranger.as_mut()?;
+    let until = stranger.until();
+    let header = timeout_at(until, async {
+        // To wait for a header is a part of the handshake.
+        stranger.turn().await;
+        read(stream).await
+    });
     let header = tokio::select! {
         header = header => header,
         () = lifecycle.stopping() => return None,
@@ -63,10 +71,25 @@ pub(crate) async fn introduced(
         // A connection of the load balancer's own, such as a health check.
         Ok(Ok(None)) => Some(accepted),
         Ok(Ok(Some(ProxiedAddress { source, destination, .. }))) => {
-            Some(Accepted { remote: source, destination: Some(destination), ..accepted })
+            let mut stranger = accepted.stranger.take()?;
+            // Many connect by one load balancer: from here on, this one counts for the address that was named.
+            if listener.is_inbound() {
+                stranger = match stranger.comes_from(source.ip()) {
+                    Ok(stranger) => stranger,
+                    Err(reason) => {
+                        refuse(reason, &"too many strangers");
+                        return None;
+                    }
+                };
+            }
+            Some(Accepted { remote: source, destination: Some(destination), stranger: Some(stranger), ..accepted })
         }
         Ok(Err(rude)) => {
             refuse("proxy_protocol", &rude);
+            None
+        }
+        Err(_) if !accepted.stranger.as_ref().is_some_and(Stranger::has_turn) => {
+            refuse("turn", &"its turn did not come");
             None
         }
         Err(_) => {

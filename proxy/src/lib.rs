@@ -35,7 +35,9 @@ mod quota;
 mod send;
 mod serve;
 mod source;
+mod strangers;
 mod telemetry;
+mod trace;
 mod tunnel;
 mod websocket;
 

@@ -9,6 +9,7 @@ use crate::config::{AcceptProxyProtocol, Inbound, Limits, Outbound};
 use crate::guard::Paths;
 use crate::load::Load;
 use crate::quota::Quota;
+use crate::strangers::Strangers;
 use crate::telemetry::ListenerMetrics;
 
 /// Which way requests go.
@@ -38,6 +39,8 @@ pub(crate) struct Listener {
     pub(crate) limits: Limits,
     /// What it may serve at once is counted here; a changed listener has the counts of the one before.
     pub(crate) load: Arc<Load>,
+    /// Its connections that have not proved yet who they are.
+    pub(crate) strangers: Arc<Strangers>,
     /// Whether each request is logged.
     pub(crate) access_log: bool,
     /// Its metrics.
@@ -89,7 +92,7 @@ impl Listener {
         common: Common,
     ) -> Arc<Self> {
         let Common { identity, limits, load, access_log } = common;
-        let name: Arc<str> = name.into();
+        let (name, strangers): (Arc<str>, _) = (name.into(), load.strangers(&limits));
         let metrics = ListenerMetrics::new(direction, &name, expected.as_ref());
         let [denials, handshakes, faults] = ["denials", "failed handshakes", "faults"].map(Quota::new);
         let finishing = AtomicBool::new(false);
@@ -102,6 +105,7 @@ impl Listener {
             accept_proxy_protocol,
             limits,
             load,
+            strangers,
             access_log,
             metrics,
             denials,

@@ -14,6 +14,6 @@ mod review;
 mod traffic;
 
 pub(crate) use connection::{Connection, Connections, Entry, Kind, TlsFacts};
-pub(crate) use flight::{Cut, Target, Ticket};
+pub(crate) use flight::{Cut, Flight, Target, Ticket};
 pub(crate) use review::{Reviewer, review};
 pub(crate) use traffic::{Metered, Traffic, Wire};

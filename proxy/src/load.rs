@@ -9,16 +9,18 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use countersign_identity::SpiffeId;
 
+use crate::config::Limits;
+use crate::strangers::Strangers;
+
 /// What is under way on a listener.
 #[derive(Default)]
 pub(crate) struct Load {
     /// Accepted connections.
     pub(crate) connections: Arc<Count>,
-    /// Those of them that have not proved yet who they are.
-    pub(crate) handshakes: Arc<Count>,
     /// Requests that were let pass.
     pub(crate) requests: Arc<Count>,
     peers: Mutex<HashMap<SpiffeId, Weak<Share>>>,
+    strangers: Mutex<Weak<Strangers>>,
 }
 
 /// What of it is one peer's.
@@ -38,6 +40,18 @@ pub(crate) struct Count(AtomicUsize);
 pub(crate) struct Place(Arc<Count>);
 
 impl Load {
+    /// The connections that have not proved yet who they are. Under other limits they are counted anew: those that there
+    /// are last no longer than a handshake.
+    pub(crate) fn strangers(&self, limits: &Limits) -> Arc<Strangers> {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(strangers) = strangers.upgrade().filter(|strangers| strangers.fit(limits)) {
+            return strangers;
+        }
+        let new = Strangers::new(limits);
+        *strangers = Arc::downgrade(&new);
+        new
+    }
+
     /// The share of `peer`.
     pub(crate) fn of(&self, peer: &SpiffeId) -> Arc<Share> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -79,6 +93,16 @@ mod tests {
         assert!(count.enter(1).is_none(), "the second is there still");
         drop(second);
         assert!(count.enter(1).is_some());
+    }
+
+    #[test]
+    fn a_changed_listener_goes_on_with_the_strangers_of_the_one_before_unless_their_limits_changed() {
+        let (load, limits) = (Load::default(), Limits::default());
+        let strangers = load.strangers(&limits);
+        let head = Limits { head: limits.handshake, ..limits };
+        assert!(Arc::ptr_eq(&strangers, &load.strangers(&head)));
+        let fewer = load.strangers(&Limits { connections: 10, ..limits });
+        assert!(!Arc::ptr_eq(&strangers, &fewer));
     }
 
     #[test]

@@ -69,7 +69,9 @@ impl Outbound {
 
     /// Serves one connection of the app until it ends.
     pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted) {
-        let Accepted { stream: tcp, remote, place: _place, .. } = accepted;
+        let Accepted { stream: tcp, remote, place: _place, stranger, .. } = accepted;
+        // The app is on this host, and proves nothing.
+        drop(stranger);
         let traffic = Arc::new(Traffic::default());
         let kind = if self.protocol == Protocol::Tcp { Kind::Tcp } else { Kind::Http };
         let connection = Connection::new(Arc::clone(&self.listener), kind, None, remote, None, Arc::clone(&traffic));

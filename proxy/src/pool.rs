@@ -32,7 +32,7 @@ use crate::config::{Address, Protocol};
 use crate::dial::Workload;
 use crate::fault::{Fault, Hop};
 use crate::listener::Listener;
-use crate::live::Connections;
+use crate::live::{Connections, Entry, Flight};
 use free::Free;
 pub(crate) use link::{Io, Link};
 pub(crate) use shared::{CONNECTION_WINDOW, Place, STREAM_WINDOW, Stream, into_io, is_unprocessed};
@@ -145,6 +145,24 @@ impl Pool {
     pub(crate) fn enter(self: &Arc<Self>) -> Turn {
         self.turns.fetch_add(1, Ordering::Relaxed);
         Turn(Arc::clone(self))
+    }
+
+    /// Notes for the log what a request goes over.
+    pub(crate) fn note(&self, flight: &Flight, way: &Way) {
+        self.note_leg(
+            flight,
+            match way {
+                Way::Link(link) => &link.entry,
+                Way::Stream(stream) => stream.entry(),
+            },
+        );
+    }
+
+    /// As [`Pool::note`], of a connection.
+    pub(crate) fn note_leg(&self, flight: &Flight, leg: &Entry) {
+        if self.listener.access_log && self.hop() == Hop::Mesh {
+            flight.goes_over(Arc::clone(&leg.connection));
+        }
     }
 
     /// Something that is free now and fit for one more request.
@@ -277,6 +295,12 @@ impl Pool {
 
     fn free(&self) -> MutexGuard<'_, Free> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.listener.metrics.pool(0, 0);
     }
 }
 

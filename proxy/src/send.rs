@@ -15,6 +15,7 @@ use http::{Request, Response};
 use crate::fault::Fault;
 use crate::guard::HeadLimits;
 use crate::http1::response::Asked;
+use crate::live::Flight;
 use crate::live::body::RequestBody;
 use crate::pool::{Pool, Turn, Way};
 use crate::serve::Interim;
@@ -45,7 +46,7 @@ struct Unanswered {
     again: Option<Request<RequestBody>>,
 }
 
-/// Sends a request and waits for the head of its response.
+/// Sends a request and waits for the head of its response; notes in `flight` what it goes over.
 ///
 /// # Errors
 /// What went wrong, as the caller will hear of it.
@@ -53,12 +54,14 @@ pub(crate) async fn send(
     pool: &Arc<Pool>,
     mut request: Request<RequestBody>,
     interim: &Interim,
+    flight: &Flight,
 ) -> Result<Answered, Fault> {
     let asking = Asking { pool, held: Arc::new(pool.enter()), interim };
     // A body is held back on a link alone.
     let mut way = if over_link::waits_for_consent(&request) { pool.link().await? } else { pool.way().await? };
     let mut attempts = 1;
     loop {
+        pool.note(flight, &way);
         let sent = match way {
             Way::Link(link) => over_link::send(&asking, link, request).await,
             Way::Stream(stream) => over_stream::send(&asking, stream, request).await,
@@ -80,11 +83,13 @@ pub(crate) async fn send_alone(
     pool: &Arc<Pool>,
     mut request: Request<RequestBody>,
     interim: &Interim,
+    flight: &Flight,
 ) -> Result<Answered, Fault> {
     let asking = Asking { pool, held: Arc::new(pool.enter()), interim };
     let mut attempts = 1;
     loop {
         let link = pool.new_link().await?;
+        pool.note_leg(flight, &link.entry);
         request = match over_link::send(&asking, link, request).await {
             Ok(answered) => return Ok(answered),
             Err(unanswered) => again(pool, unanswered, &mut attempts)?,

@@ -4,7 +4,7 @@
 mod requests;
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use countersign_identity::SpiffeId;
 use metrics::{Counter, Gauge, SharedString, Unit};
@@ -23,6 +23,8 @@ pub(crate) struct ListenerMetrics {
     /// Connections of the pool that are free, and requests that wait for one.
     pool_idle: Gauge,
     pool_waiting: Gauge,
+    /// What was said of them last: a changed listener and the one before are in the same series, which is their sum.
+    pool: Mutex<(usize, usize)>,
     received: Counter,
     sent: Counter,
     peers: RwLock<HashMap<SpiffeId, Arc<Requests>>>,
@@ -42,6 +44,7 @@ impl ListenerMetrics {
             pooled: metrics::gauge!("countersign_upstream_connections_open", &labels),
             pool_idle: metrics::gauge!("countersign_upstream_connections_idle", &labels),
             pool_waiting: metrics::gauge!("countersign_upstream_requests_waiting", &labels),
+            pool: Mutex::default(),
             received: metrics::counter!("countersign_bytes_total", "direction" => direction,
                 "listener" => listener.clone(), "flow" => "received"),
             sent: metrics::counter!("countersign_bytes_total", "direction" => direction,
@@ -93,8 +96,10 @@ impl ListenerMetrics {
 
     /// Says how many connections of the pool are free, and how many requests wait for one.
     pub(crate) fn pool(&self, idle: usize, waiting: usize) {
-        self.pool_idle.set(idle as f64);
-        self.pool_waiting.set(waiting as f64);
+        let mut said = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool_idle.increment(idle as f64 - said.0 as f64);
+        self.pool_waiting.increment(waiting as f64 - said.1 as f64);
+        *said = (idle, waiting);
     }
 
     /// Counts what HTTP/2 told or was told, of an upstream connection: `reset` of a stream, or `goaway`.

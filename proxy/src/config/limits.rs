@@ -18,7 +18,7 @@ pub struct Limits {
     pub headers: usize,
     /// Bytes of the header fields of a message together.
     pub header_bytes: u32,
-    /// How long a TLS handshake may take.
+    /// How long a TLS handshake may take, with its turn and a PROXY header before it.
     pub handshake: Duration,
     /// How long a client may take to send a request head, and how long an HTTP/1 connection may wait for its next.
     pub head: Duration,
@@ -48,12 +48,17 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Handshakes at once on an inbound listener: they cost a stranger nothing, so they get a part of the connections.
-    pub(crate) fn handshakes(&self) -> usize {
-        (self.connections / 8).max(64).min(self.connections.div_ceil(2))
+    /// Connections that have not proved yet who they are: they cost a stranger nothing, so they get a part of all.
+    pub(crate) fn strangers(&self) -> usize {
+        self.connections.div_ceil(2)
     }
 
-    /// How many of `all` one peer of an inbound listener may have.
+    /// Handshakes at once; the other strangers wait.
+    pub(crate) fn handshakes(&self) -> usize {
+        (self.connections / 8).max(64).min(self.strangers())
+    }
+
+    /// How many of `all` one peer may have, or one address.
     pub(crate) fn share(all: usize) -> usize {
         all.div_ceil(4)
     }

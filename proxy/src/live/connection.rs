@@ -35,6 +35,8 @@ pub(crate) enum Kind {
 pub(crate) struct TlsFacts {
     /// `1.3`.
     pub(crate) version: &'static str,
+    /// The cipher suite.
+    pub(crate) cipher: &'static str,
     /// The key exchange group.
     pub(crate) group: &'static str,
     /// Whether a session was resumed.

@@ -19,6 +19,7 @@ use crate::fault::{Blame, Fault, Hop};
 use crate::load::Place;
 use crate::source::Outcome;
 use crate::telemetry::Ended;
+use crate::trace::Trace;
 
 /// Why a request is ended by order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +81,8 @@ pub(crate) struct Flight {
     lingering: AtomicU32,
     /// What broke the request body, until somebody says so.
     spoilt: Mutex<Option<Fault>>,
+    /// The connection that it goes over to another workload; noted for the log.
+    leg: Mutex<Option<Arc<Connection>>>,
 }
 
 impl Flight {
@@ -162,6 +165,11 @@ impl Flight {
         self.spoilt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Notes what it goes over to another workload; what was noted before carried nothing in the end.
+    pub(crate) fn goes_over(&self, leg: Arc<Connection>) {
+        *self.leg.lock().unwrap_or_else(PoisonError::into_inner) = Some(leg);
+    }
+
     /// Notes that it was upgraded.
     pub(crate) fn becomes_tunnel(&self) {
         self.upgraded.store(true, Ordering::Release);
@@ -220,6 +228,8 @@ pub(crate) struct Ticket {
     entered: Arc<Entered>,
     /// What the policy said.
     pub(crate) outcome: Option<Outcome>,
+    /// The trace that it is part of; looked for if it is logged.
+    pub(crate) trace: Option<Trace>,
     status: Option<StatusCode>,
     /// From its head to the head of the response.
     first_byte: Option<Duration>,
@@ -250,6 +260,7 @@ impl Ticket {
             unanswered: AtomicU32::new(0),
             lingering: AtomicU32::new(0),
             spoilt: Mutex::new(None),
+            leg: Mutex::new(None),
         });
         connection.add(Arc::clone(&flight));
         let connection = Arc::clone(connection);
@@ -260,6 +271,7 @@ impl Ticket {
             connection,
             entered,
             outcome: None,
+            trace: None,
             status: None,
             first_byte: None,
             blame: None,
@@ -358,8 +370,11 @@ impl Drop for Ticket {
             now: (flight.started + took).saturating_duration_since(*EPOCH).as_secs(),
         });
         if self.connection.listener.access_log {
+            let leg = flight.leg.lock().unwrap_or_else(PoisonError::into_inner).take();
             access::log(&access::Line {
                 connection: &self.connection,
+                leg: leg.as_deref(),
+                trace: self.trace.as_ref(),
                 method: &flight.method,
                 path: flight.path(),
                 status,

@@ -94,6 +94,11 @@ impl Shared {
 }
 
 impl Stream {
+    /// Its connection in the registry.
+    pub(super) fn entry(&self) -> &Entry {
+        &self.place.0.entry
+    }
+
     /// Its place, for what goes on once the request was sent.
     pub(crate) fn into_place(self) -> Place {
         self.place

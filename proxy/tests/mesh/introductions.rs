@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::support::app::answer;
 use super::support::sidecar::metric;
@@ -133,6 +133,34 @@ async fn what_comes_with_a_header_that_is_missing_malformed_too_long_or_late_is_
     drop(tcp);
     until("it is counted", || async { refused(&pair, "proxy_protocol") > before + 0.5 }).await;
     assert_eq!(client::get(pair.entrance, "/").await.0, 200, "and the load balancer is still served");
+}
+
+#[tokio::test]
+async fn who_does_not_send_its_header_takes_no_more_than_the_part_of_strangers() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start("http", app.address).await;
+    let (name, inbound) = (&pair.name, pair.inbound);
+    let more = "accept_proxy_protocol: { from: 127.0.0.0/16 } }\nlimits: { connections: 80 }\n";
+    let server =
+        format!("inbound:\n- {{ name: {name}, listen: '{inbound}', app: '{}', protocol: http, {more}", app.address);
+    let client = pair.client_config.replace(" }\n", &format!(", {more}"));
+    for (sidecar, listen, config) in [(&pair.server, inbound, server), (&pair.client, pair.entrance, client)] {
+        sidecar.reload(&config);
+        until("it takes headers", || async { client::get(sidecar.admin, "/config").await.1.contains(r#""from""#) })
+            .await;
+        let before = ["source", "handshakes", "limit"].map(|reason| refused(&pair, reason));
+        let mut held = Vec::new();
+        for number in 0..79 {
+            let socket = TcpSocket::new_v4().unwrap();
+            // All of one address, and then one more of each of eight.
+            let address = if number < 11 { 1 } else { 2 + number % 8 };
+            socket.bind(SocketAddr::from(([127, 0, 0, address], 0))).unwrap();
+            held.push(soon("a connection", socket.connect(listen)).await.unwrap());
+        }
+        until("the others are closed", || async { refused(&pair, "handshakes") - before[1] > 37.5 }).await;
+        assert!((refused(&pair, "source") - before[0] - 1.0).abs() < 0.1, "one address has its share");
+        assert!(refused(&pair, "limit") - before[2] < 0.5, "there is room for those that are known");
+    }
 }
 
 #[tokio::test]

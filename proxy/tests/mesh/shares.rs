@@ -1,5 +1,6 @@
 //! What one caller may take of a sidecar: the others and the operator get theirs.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use countersign_identity::tls::Alpn;
@@ -8,12 +9,12 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
 use super::support::app::{AppBody, answer};
-use super::support::sidecar::metric;
+use super::support::sidecar::{any_name, metric};
 use super::support::{App, CLIENT, Pair, client, soon, until};
 
 /// Another workload of the mesh.
@@ -29,6 +30,21 @@ rules:
 
 async fn echo(request: Request<Incoming>) -> Response<AppBody> {
     Response::new(request.into_body().boxed())
+}
+
+/// A connection to the inbound side from `address`, with nothing sent on it.
+async fn silent(pair: &Pair, address: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(address.parse().unwrap(), 0)).unwrap();
+    soon("a connection", socket.connect(pair.inbound)).await.unwrap()
+}
+
+fn refused(pair: &Pair, reason: &str) -> f64 {
+    metric("countersign_connections_refused_total", &[&format!("reason=\"{reason}\""), &pair.label()])
+}
+
+fn open_inbound(pair: &Pair) -> f64 {
+    metric("countersign_connections_open", &["direction=\"inbound\"", &pair.label()])
 }
 
 /// The status of a request over a connection that stays open, and the connection.
@@ -54,7 +70,7 @@ async fn a_peer_that_opens_all_connections_it_can_leaves_most_to_others() {
     for _ in 0..8 {
         assert!(ask(pair.dial(OTHER, Alpn::Http2).await).await.is_none(), "it has its share");
     }
-    assert!(metric("countersign_connections_refused_total", &["reason=\"peer\"", &pair.label()]) > 7.5);
+    assert!(refused(&pair, "peer") > 7.5);
     assert_eq!(client::get(pair.entrance, "/").await.0, 200);
     drop(held);
     until("a place is free again", || async { ask(pair.dial(OTHER, Alpn::Http2).await).await.is_some() }).await;
@@ -66,15 +82,93 @@ async fn strangers_who_never_finish_a_handshake_take_no_more_than_their_part() {
     let pair = Pair::start_with("http", app.address, "limits: { connections: 80 }\n").await;
     assert_eq!(client::get(pair.entrance, "/").await.0, 200);
     let mut strangers = Vec::new();
-    for _ in 0..79 {
-        strangers.push(TcpStream::connect(pair.inbound).await.unwrap());
+    for number in 0..79 {
+        strangers.push(silent(&pair, &format!("127.0.1.{}", 1 + number % 8)).await);
     }
-    let refused = |reason: &str| metric("countersign_connections_refused_total", &[reason, &pair.label()]);
-    until("the others are closed", || async { refused("reason=\"handshakes\"") > 14.5 }).await;
-    assert!(refused("reason=\"limit\"") < 0.5, "there is room for those that proved who they are");
+    until("the others are closed", || async { refused(&pair, "handshakes") > 38.5 }).await;
+    assert!(refused(&pair, "limit") < 0.5, "there is room for those that proved who they are");
     let mut closed = strangers.pop().unwrap();
     assert!(matches!(soon("it is closed", closed.read(&mut [0; 1])).await, Ok(0) | Err(_)));
     assert_eq!(client::get(pair.entrance, "/").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_stranger_who_holds_all_that_one_address_gets_keeps_out_nobody_from_another() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start_with("http", app.address, "limits: { connections: 80 }\n").await;
+    let mut strangers = Vec::new();
+    for _ in 0..50 {
+        strangers.push(silent(&pair, "127.0.1.1").await);
+    }
+    until("ten are held and the others closed", || async { refused(&pair, "source") > 39.5 }).await;
+    for _ in 0..20 {
+        assert_eq!(ask(pair.dial(CLIENT, Alpn::Http2).await).await.unwrap().0, 200);
+    }
+    assert!((refused(&pair, "source") - 40.0).abs() < 0.1 && refused(&pair, "handshakes") < 0.5);
+    drop(strangers);
+    until("its places are free again", || async {
+        let before = refused(&pair, "source");
+        drop(silent(&pair, "127.0.1.1").await);
+        refused(&pair, "source") - before < 0.5
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_is_above_the_share_of_its_address_waits_for_its_turn_and_is_served() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    // Of these 32 may handshake from one address, and 128 be there.
+    let pair = Pair::start_with("http", app.address, "limits: { connections: 1024, handshake: 60s }\n").await;
+    let mut strangers = Vec::new();
+    for _ in 0..32 {
+        strangers.push(silent(&pair, "127.0.0.1").await);
+    }
+    let connector = pair.connector(CLIENT, Alpn::Http2);
+    let dial = async |tcp| connector.connect(any_name(), tcp).await.unwrap();
+    let waiting = silent(&pair, "127.0.0.1").await;
+    let mut waiting = Box::pin(dial(waiting));
+    for _ in 0..5 {
+        let other = silent(&pair, "127.0.0.2").await;
+        tokio::select! {
+            _ = &mut waiting => panic!("it did not wait for its turn"),
+            tls = dial(other) => assert_eq!(ask(tls).await.unwrap().0, 200),
+        }
+    }
+    drop(strangers.pop());
+    assert_eq!(ask(soon("its turn comes", waiting).await).await.unwrap().0, 200);
+}
+
+#[tokio::test]
+async fn a_burst_of_four_times_as_many_as_may_handshake_from_one_address_is_served_to_the_last() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start_with("http", app.address, "limits: { connections: 1024, handshake: 60s }\n").await;
+    let connector = pair.connector(CLIENT, Alpn::Http2);
+    let burst = (0..128).map(|_| async {
+        let tcp = TcpStream::connect(pair.inbound).await.unwrap();
+        let tls = connector.connect(any_name(), tcp).await.unwrap();
+        ask(tls).await.unwrap()
+    });
+    let served = futures::future::join_all(burst).await;
+    assert!(served.iter().all(|(status, _)| *status == 200));
+    until("all are open", || async { open_inbound(&pair) > 127.5 }).await;
+    let refused = metric("countersign_connections_refused_total", &[&pair.label()]);
+    assert!(refused < 0.5, "{refused} were refused");
+}
+
+#[tokio::test]
+async fn a_turn_that_does_not_come_in_time_is_waited_for_no_longer() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start_with("http", app.address, "limits: { connections: 1024, handshake: 1s }\n").await;
+    let mut strangers = Vec::new();
+    for _ in 0..40 {
+        strangers.push(silent(&pair, "127.0.1.1").await);
+    }
+    for stranger in &mut strangers {
+        assert!(matches!(soon("it is closed", stranger.read(&mut [0; 1])).await, Ok(0) | Err(_)));
+    }
+    // Those whose turn came as the others had theirs took too long as well.
+    let late = metric("countersign_handshakes_total", &["result=\"timeout\"", &pair.label()]);
+    assert!(late > 31.5 && (late + refused(&pair, "turn") - 40.0).abs() < 0.1, "{late} took too long");
 }
 
 #[tokio::test]

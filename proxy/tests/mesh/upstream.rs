@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 use super::support::app::{AppBody, answer};
 use super::support::sidecar::metric;
 use super::support::{
-    App, Authority, CLIENT, LESS, Pair, SERVER, Sidecar, WorkloadApi, client, free_address, read_to, soon,
+    App, Authority, CLIENT, LESS, Pair, SERVER, Sidecar, WorkloadApi, client, free_address, read_to, soon, until,
 };
 
 #[tokio::test]
@@ -189,4 +189,35 @@ async fn a_cut_takes_effect_though_the_caller_does_not_read() {
     let start = Instant::now();
     soon("the app's response is dropped", heard.recv()).await.unwrap();
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_changed_listener_and_the_one_before_are_counted_together_until_that_has_ended() {
+    let app = App::http2(|request| async { Response::new(request.into_body().boxed()) }).await;
+    let pair = Pair::start("grpc", app.address).await;
+    let idle = async |expected: f64| {
+        until("so many connections can take a request", || async {
+            let idle = metric("countersign_upstream_connections_idle", &["direction=\"outbound\"", &pair.label()]);
+            (idle - expected).abs() < 0.1
+        })
+        .await;
+    };
+    let stream = async || {
+        let (pieces, body) = client::pieces();
+        let mut sender = client::http2(pair.entrance).await;
+        let request = Request::post("http://app.test/stream").body(body).unwrap();
+        (pieces, soon("the head", sender.send_request(request)).await.unwrap())
+    };
+    let (pieces, before) = stream().await;
+    idle(1.0).await;
+    pair.client.reload(&format!("{}access_log: true\n", pair.client_config));
+    until("the change is in force", || async {
+        client::get(pair.client.admin, "/config").await.1.contains("\"access_log\": true")
+    })
+    .await;
+    let _after = stream().await;
+    idle(2.0).await;
+    drop(pieces);
+    client::text(before).await;
+    idle(1.0).await;
 }

@@ -12,6 +12,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::pki::Authority;
@@ -23,6 +24,11 @@ pub(crate) struct Sidecar {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) config: watch::Sender<Arc<Config>>,
     pub(crate) running: Option<JoinHandle<Result<(), ProxyError>>>,
+}
+
+/// A name to connect by: sidecars are known by their SPIFFE IDs alone.
+pub(crate) fn any_name() -> ServerName<'static> {
+    ServerName::try_from("sidecar.test").unwrap()
 }
 
 /// A caller's sidecar and a called one's, before the app at `app`.
@@ -131,8 +137,8 @@ impl Pair {
         Self { authority, client, client_api, server, server_api, entrance, inbound, name, client_config }
     }
 
-    /// A connection to the inbound side as `id`, past the outbound one.
-    pub(crate) async fn dial(&self, id: &str, alpn: Alpn) -> TlsStream<TcpStream> {
+    /// How `id` connects to the inbound side.
+    pub(crate) fn connector(&self, id: &str, alpn: Alpn) -> TlsConnector {
         let issued = self.authority.issue(id);
         let chain = vec![CertificateDer::from(issued.leaf)];
         let svid = Svid::new(chain, zeroize::Zeroizing::new(issued.key)).unwrap();
@@ -141,10 +147,14 @@ impl Pair {
         let identity = Identity { svid: Arc::new(svid), bundles: Arc::new(bundles) };
         let (_sender, watch) = watch::channel(Some(Arc::new(identity)));
         let tls = ClientTls::new(watch, alpn, SpiffeId::new(SERVER).unwrap()).current().unwrap().unwrap();
+        TlsConnector::from(tls.config)
+    }
+
+    /// A connection to the inbound side as `id`, past the outbound one.
+    pub(crate) async fn dial(&self, id: &str, alpn: Alpn) -> TlsStream<TcpStream> {
+        let connector = self.connector(id, alpn);
         let tcp = TcpStream::connect(self.inbound).await.unwrap();
-        let connector = tokio_rustls::TlsConnector::from(tls.config);
-        let name = ServerName::try_from("sidecar.test").unwrap();
-        soon("the handshake", connector.connect(name, tcp)).await.unwrap()
+        soon("the handshake", connector.connect(any_name(), tcp)).await.unwrap()
     }
 
     /// The label of the listeners in metrics.

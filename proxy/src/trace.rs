@@ -1,0 +1,128 @@
+//! The trace that a request is part of, as its header `traceparent` says it: for the log, and for nothing else. The
+//! header itself passes on as it came.
+//!
+//! <https://www.w3.org/TR/trace-context-1/>
+
+use http::HeaderMap;
+
+/// What a valid `traceparent` begins with: version, trace ID, parent ID and flags, whose place is fixed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Trace(Box<str>);
+
+impl Trace {
+    /// What `headers` say. Several say nothing: it is not known which of them the next hop goes by.
+    pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
+        let mut values = headers.get_all(NAME).iter();
+        let value = values.next()?;
+        if values.next().is_some() { None } else { Self::read(value.as_bytes()) }
+    }
+
+    /// What a head of HTTP/1.1 says that the guard has let pass.
+    pub(crate) fn in_head(head: &[u8]) -> Option<Self> {
+        let mut values = head.split(|byte| *byte == b'\n').filter_map(|line| {
+            let (name, rest) = line.split_at_checked(NAME.len())?;
+            if name.eq_ignore_ascii_case(NAME.as_bytes()) { rest.strip_prefix(b":") } else { None }
+        });
+        let value = values.next()?;
+        if values.next().is_some() { None } else { Self::read(value.trim_ascii()) }
+    }
+
+    /// The 32 digits of the trace.
+    pub(crate) fn trace_id(&self) -> &str {
+        self.0.get(3..35).unwrap_or_default()
+    }
+
+    /// The 16 digits of the span that the request is sent in: the caller's.
+    pub(crate) fn span_id(&self) -> &str {
+        self.0.get(36..52).unwrap_or_default()
+    }
+
+    /// Versions to come may say more, after what this one says (section 4.3.2).
+    fn read(value: &[u8]) -> Option<Self> {
+        let (known, more) = value.split_at_checked(KNOWN)?;
+        let text = std::str::from_utf8(known).ok()?;
+        let mut parts = text.split('-');
+        let [version, trace, span, flags] = [parts.next()?, parts.next()?, parts.next()?, parts.next()?];
+        let lengths = [version.len(), trace.len(), span.len(), flags.len()] == [2, 32, 16, 2];
+        let is_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let said = |part: &str| part.bytes().any(|byte| byte != b'0');
+        let ends = more.is_empty() || (version != "00" && more.starts_with(b"-"));
+        let valid = lengths && [version, trace, span, flags].into_iter().all(is_hex) && version != "ff";
+        (valid && ends && said(trace) && said(span)).then(|| Self(text.into()))
+    }
+}
+
+const NAME: &str = "traceparent";
+
+/// How much of a value is known, in bytes.
+const KNOWN: usize = 55;
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    const VALID: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    fn ids(value: &str) -> Option<(String, String)> {
+        let trace = Trace::read(value.as_bytes())?;
+        Some((trace.trace_id().to_owned(), trace.span_id().to_owned()))
+    }
+
+    #[test]
+    fn a_valid_traceparent_gives_its_ids_whatever_its_flags_and_whatever_later_versions_add() {
+        let expected = Some(("0af7651916cd43dd8448eb211c80319c".to_owned(), "b7ad6b7169203331".to_owned()));
+        let (later, flags) = (VALID.replacen("00", "cc", 1), VALID.replace("-01", "-ff"));
+        for value in [VALID, &later, &flags, &format!("{later}-what the future will say")] {
+            assert_eq!(ids(value), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_traceparent_gives_nothing() {
+        for value in [
+            "",
+            "00",
+            &VALID[..54],
+            &format!("{VALID}-"),
+            &format!("{VALID}0"),
+            &format!("{VALID}-00"),
+            &VALID.replacen("00", "ff", 1),
+            &VALID.replacen("00", "cc", 1).replace("-01", "-01.more"),
+            &VALID.replacen("00", "0A", 1),
+            &VALID.to_uppercase(),
+            &VALID.replace("0af7651916cd43dd8448eb211c80319c", &"0".repeat(32)),
+            &VALID.replace("b7ad6b7169203331", &"0".repeat(16)),
+            &VALID.replace("0af7", "0ag7"),
+            &VALID.replace("-01", "-0g"),
+            &VALID.replace("-b7", "_b7"),
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b71692033312-1",
+            "00-0af7651916cd43dd8448eb211c8031\u{e9}-b7ad6b7169203331-01",
+        ] {
+            assert_eq!(ids(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn both_readings_of_a_head_find_the_same_and_two_traceparents_are_none() {
+        for (lines, found) in [
+            (vec![("traceparent", VALID)], true),
+            (vec![("TraceParent", VALID)], true),
+            (vec![("x-traceparent", VALID), ("traceparents", VALID)], false),
+            (vec![("traceparent", VALID), ("tracestate", "a=b"), ("traceparent", VALID)], false),
+            (vec![("traceparent", "other"), ("traceparent", VALID)], false),
+            (vec![], false),
+        ] {
+            let text: String = lines.iter().map(|(name, value)| format!("{name}: {value} \r\n")).collect();
+            let read = Trace::in_head(format!("GET /traceparent:{VALID} HTTP/1.1\r\n{text}host: a\r\n\r\n").as_bytes());
+            let mut map = HeaderMap::new();
+            for (name, value) in lines {
+                let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
+                map.append(name, HeaderValue::from_str(value).unwrap());
+            }
+            assert_eq!(read, Trace::of(&map), "{text}");
+            assert_eq!(read.is_some(), found, "{text}");
+        }
+    }
+}
