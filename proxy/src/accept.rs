@@ -64,8 +64,10 @@ pub(crate) async fn accept<F, S>(
         let stranger = match stranger(&listener, remote) {
             Ok(stranger) => stranger,
             Err(reason) => {
-                tracing::debug!(listener = %listener.name, %remote, reason, "closed a connection: too many strangers");
                 listener.metrics.refused(reason);
+                if listener.handshakes.passes(&listener.name) {
+                    tracing::warn!(listener = %listener.name, %remote, reason, "closed a connection: too many strangers");
+                }
                 continue;
             }
         };

@@ -4,7 +4,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use http::header::HeaderMap;
+use http::header::{CONTENT_LENGTH, HeaderMap};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 
 use crate::fault::{Fault, is_grpc};
@@ -43,6 +43,7 @@ pub(crate) async fn forward(
     clean: fn(&mut HeaderMap),
 ) -> Result<Response<Body>, (Ticket, Failed)> {
     let Call { mut parts, body, back: Back { interim, switch } } = call;
+    let interim = interim.cleaned(clean);
     let extended = switch.as_ref().is_some_and(|switch| switch.extended);
     let upgrade = tunnel::asked_for(&parts, extended);
     guard::headers::sanitize_request(&mut parts.headers);
@@ -119,11 +120,15 @@ fn switched(
     let mut switching = Response::new(Body::empty());
     *switching.status_mut() = status;
     *switching.headers_mut() = response.headers().clone();
+    // Of what follows nobody knows the length (RFC 9110, sections 8.6 and 9.3.6).
+    switching.headers_mut().remove(CONTENT_LENGTH);
     if !switch.extended {
         tunnel::set(switching.headers_mut(), agreed);
     }
     ticket.answered(status, None);
-    ticket.flight.becomes_tunnel();
+    if !switch.extended {
+        ticket.flight.becomes_tunnel();
+    }
     switch.leave(tunnel(ticket));
     switching
 }

@@ -1,9 +1,9 @@
-//! The fast path: HTTP/1.1 in, HTTP/1.1 out, in one task and with nobody in between.
+//! The fast path: HTTP/1.1 in, a link or a stream out, in one task and with nobody in between.
 //!
 //! It takes the requests that are as plain as nearly all are. Their heads are judged by the guard's own rules and by
 //! the policy, and written as they go out while they are read; bodies are passed on as they are, once their grammar
 //! was found to hold. Whatever it does not know (an upgrade, `Expect`, HTTP/1.0, what the guard refuses or the policy
-//! denies, a next hop that speaks HTTP/2) it leaves to the general path, with the bytes that were read of it and
+//! denies) it leaves to the general path, with the bytes that were read of it and
 //! before it did anything about it.
 //!
 //! Invariant: nothing passes here that would not pass there, and what passes arrives alike.

@@ -217,7 +217,7 @@ impl Fault {
         if let Some(decision) = decision {
             headers.insert(DECISION, decision);
         }
-        // Who wrote it may see the end of its body elsewhere. Of HTTP/2 hyper takes it away.
+        // Who wrote it may see the end of its body elsewhere. Over HTTP/2 it is not said.
         if close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

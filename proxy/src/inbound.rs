@@ -272,7 +272,7 @@ impl Caller {
     /// Answers one request.
     async fn answer(self: Arc<Self>, call: Call) -> Response<Body> {
         let (mut ticket, as_grpc) = exchange::open(&self.entry.connection, &call);
-        if let Err(fault) = self.admit(&call.parts, &mut ticket) {
+        if let Err(fault) = self.admit(&call, &mut ticket) {
             return exchange::settle(ticket, &fault, as_grpc);
         }
         let pool = self.inbound.pool();
@@ -294,16 +294,14 @@ impl Caller {
     }
 
     /// The guard, then the policy, then whether there is room.
-    fn admit(&self, parts: &http::request::Parts, ticket: &mut Ticket) -> Result<(), Fault> {
-        let Listener { limits, load, paths, .. } = &*self.inbound.listener;
-        guard::check(parts, *paths)
-            .and_then(|()| guard::check_number(parts, limits.headers))
-            .map_err(Fault::Refused)?;
+    fn admit(&self, call: &Call, ticket: &mut Ticket) -> Result<(), Fault> {
+        let Listener { limits, load, .. } = &*self.inbound.listener;
+        call.check(&self.inbound.listener).map_err(Fault::Refused)?;
         // It was told to send no more, but over HTTP/2 what it sends is taken until it answers a PING (RFC 9113, 6.8).
         if self.entry.connection.is_ending() && UnixTime::now() > self.peer.not_after() {
             return Err(Fault::Untrusted);
         }
-        let action = Action::Http { method: parts.method.as_str(), path: parts.uri.path() };
+        let action = Action::Http { method: call.parts.method.as_str(), path: call.parts.uri.path() };
         ticket.outcome = Some(self.inbound.authorize(&self.peer, action)?);
         let of_peer = self.share.requests.enter(Limits::share(limits.requests)).ok_or(Fault::Full)?;
         let of_all = load.requests.enter(limits.requests).ok_or(Fault::Full)?;

@@ -124,9 +124,7 @@ impl App {
     /// Answers one request.
     async fn answer(self: Arc<Self>, call: Call) -> Response<Body> {
         let (ticket, as_grpc) = exchange::open(&self.entry.connection, &call);
-        let Listener { limits, paths, .. } = &*self.outbound.listener;
-        let checked = guard::check(&call.parts, *paths).and_then(|()| guard::check_number(&call.parts, limits.headers));
-        if let Err(refused) = checked {
+        if let Err(refused) = call.check(&self.outbound.listener) {
             return exchange::settle(ticket, &Fault::Refused(refused), as_grpc);
         }
         // What the other sidecar says of a fault or a denial is for the app to know.

@@ -7,7 +7,7 @@
 //!
 //! Who finds none free waits for whichever comes first: one that another request gives back, or a new one. New ones
 //! are opened a few at a time, so that a burst of callers does not turn into a burst of handshakes. Links wait for at
-//! most three seconds (DESIGN.md decision 8). When our identity changes, the connections that showed the old one are
+//! most three seconds. When our identity changes, the connections that showed the old one are
 //! let go: requests on them end in peace, new ones go over new connections.
 //!
 //! Invariant: a connection here was made with the identity in force, to a peer that the identity's bundles vouch for.

@@ -66,7 +66,7 @@ pub(crate) struct Stranger {
 impl Sizes {
     fn of(limits: &Limits) -> Self {
         let (all, turns) = (limits.strangers(), limits.handshakes());
-        let of_source = Limits::share(all).max(FEW).min(all);
+        let of_source = Limits::share(all).max(FEW).min(all.div_ceil(2));
         Self { all, of_source, turns, turns_of_source: Limits::share(turns) }
     }
 }
@@ -92,11 +92,13 @@ impl Strangers {
         if here.count >= self.sizes.all {
             return Err("handshakes");
         }
-        let new = || OfSource { count: 0, turns: Arc::new(Semaphore::new(self.sizes.turns_of_source)) };
-        let of_source = here.sources.entry(source).or_insert_with(new);
-        if of_source.count >= self.sizes.of_source {
+        // No address gets as many as are free, so that something is left for the next however many there are.
+        let count = here.sources.get(&source).map_or(0, |of_source| of_source.count);
+        if count >= self.sizes.of_source.min(self.sizes.all - here.count) {
             return Err("source");
         }
+        let new = || OfSource { count: 0, turns: Arc::new(Semaphore::new(self.sizes.turns_of_source)) };
+        let of_source = here.sources.entry(source).or_insert_with(new);
         of_source.count += 1;
         let turns = Arc::clone(&of_source.turns);
         here.count += 1;
@@ -169,9 +171,9 @@ impl Source {
     }
 }
 
-/// As many may come from one address however few connections a listener has, if there is room: what another sidecar
-/// opens at once.
-const FEW: usize = 8;
+/// As many may come from one address of a listener that has few connections, up to half of all: what a pool of
+/// connections to a database opens at once.
+const FEW: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -193,13 +195,16 @@ mod tests {
     }
 
     #[test]
-    fn one_address_gets_a_quarter_and_all_together_no_more_than_there_is_room_for() {
+    fn one_address_gets_a_quarter_and_something_is_left_for_the_next_until_there_is_no_room() {
         let strangers = strangers();
-        let mut held: Vec<_> = (1..=4).map(|number| fill(&strangers, &format!("192.0.2.{number}"), 64)).collect();
-        assert_eq!(admit(&strangers, "192.0.2.5").err(), Some("handshakes"));
+        let mut held = Vec::new();
+        for got in [64, 64, 64, 32, 16, 8, 4, 2, 1, 1] {
+            let address = format!("192.0.2.{}", held.len());
+            held.extend(fill(&strangers, &address, got));
+            assert_eq!(admit(&strangers, &address).err(), Some(if held.len() < 256 { "source" } else { "handshakes" }));
+        }
         held.pop();
-        assert_eq!(admit(&strangers, "192.0.2.1").err(), Some("source"));
-        assert!(admit(&strangers, "192.0.2.5").is_ok());
+        assert!(admit(&strangers, "198.51.100.1").is_ok());
         held.clear();
         assert!(strangers.here().sources.is_empty(), "who is gone is remembered");
     }
@@ -253,7 +258,9 @@ mod tests {
         let sizes = Sizes::of(&Limits::default());
         assert_eq!((sizes.all, sizes.of_source, sizes.turns, sizes.turns_of_source), (5000, 1250, 1250, 313));
         let small = Sizes::of(&Limits { connections: 8, ..Limits::default() });
-        assert_eq!((small.all, small.of_source, small.turns, small.turns_of_source), (4, 4, 4, 1));
+        assert_eq!((small.all, small.of_source, small.turns, small.turns_of_source), (4, 2, 4, 1));
+        let some = Sizes::of(&Limits { connections: 200, ..Limits::default() });
+        assert_eq!((some.all, some.of_source, some.turns, some.turns_of_source), (100, 50, 64, 16));
         let least = Sizes::of(&Limits { connections: 1, ..Limits::default() });
         assert_eq!((least.all, least.of_source, least.turns, least.turns_of_source), (1, 1, 1, 1));
     }

@@ -36,11 +36,19 @@ impl Tunnel {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
+        let _ = connection.unless_closed(self.carry(caller)).await;
+    }
+
+    /// As [`Tunnel::run`], where the connection of the caller carries other things too and ends what `caller` gives.
+    pub(crate) async fn carry<T>(self, caller: impl Future<Output = std::io::Result<T>>)
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
         let Self { next, entry, ticket } = self;
         let copied = async { copy(caller.await?, next).await };
-        let ended = connection.unless_closed(entry.connection.unless_closed(ticket.unless_cut(copied))).await;
-        if let Some(Some(Ok(Err(error)))) = ended {
-            tracing::debug!(listener = %connection.listener.name, %error, "an upgraded connection broke");
+        let ended = entry.connection.unless_closed(ticket.unless_cut(copied)).await;
+        if let Some(Ok(Err(error))) = ended {
+            tracing::debug!(listener = %ticket.connection.listener.name, %error, "an upgraded connection broke");
         }
     }
 }

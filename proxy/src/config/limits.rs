@@ -1,4 +1,4 @@
-//! The limits of size, number and time (DESIGN.md decisions 7 and 17), all with safe defaults.
+//! The limits of size, number and time of a listener, all with safe defaults.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

@@ -65,7 +65,7 @@ pub(crate) struct Flight {
     uploaded: AtomicBool,
     /// The response has begun.
     answered: AtomicBool,
-    /// It was upgraded: its bytes are counted on the connection alone.
+    /// It has taken its connection over: its bytes are counted there alone.
     upgraded: AtomicBool,
     /// Bytes of the request and the response body.
     up: AtomicU64,
@@ -170,7 +170,7 @@ impl Flight {
         *self.leg.lock().unwrap_or_else(PoisonError::into_inner) = Some(leg);
     }
 
-    /// Notes that it was upgraded.
+    /// Notes that it has taken its connection over.
     pub(crate) fn becomes_tunnel(&self) {
         self.upgraded.store(true, Ordering::Release);
     }

@@ -179,8 +179,8 @@ async fn breathe(index: usize) {
 /// How often what depends on the time is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// For how many looks a request may go on after it was ended by order. An end waits in line behind bytes that the caller
-/// does not read, and hyper has no way to end one request past them; so its connection is closed.
+/// For how many looks a request may go on after it was ended by order. Over HTTP/1 an end waits in line
+/// behind bytes that the caller does not read, and over HTTP/2 a text of ours may; so its connection is closed.
 const PATIENCE: u32 = 2;
 
 /// After how many looks the metrics are tidied up.

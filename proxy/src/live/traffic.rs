@@ -1,6 +1,6 @@
 //! The socket of a connection: counts its bytes as they pass, and ends at once when it is told to.
 //!
-//! It ends here and not in the tasks above, for hyper splits a connection into tasks that we do not hold.
+//! It ends here and not in the tasks above, for a connection is split into tasks, and hyper's are not ours to hold.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -78,10 +78,15 @@ pub(super) async fn send(
     let (parts, body) = request.into_parts();
     let asked = asked(pool, &parts.method);
     let bodiless = body.is_end_stream();
+    let left = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if bodiless && left.is_some_and(|left| left > 0) {
+        // The next hop would take the next request for its body.
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "the request has a length and no body");
+        return Err(Unanswered { error, unsent: false, again: None });
+    }
     let held_back = waits.then(|| Box::pin(sleep(CONSENT)));
     let mut out = Buffer::default();
     let chunked = convert::write_request(&parts, bodiless, || pool.authority(), &mut out);
-    let left = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let spare = if bodiless { Some(body.emptied()) } else { None };
     let body = (!bodiless).then_some(body);
     let (data, input) = (Bytes::new(), Buffer::default());

@@ -7,10 +7,13 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body as _, Frame};
 
+use crate::guard::{self, Malformed, Refused};
+use crate::listener::Listener;
 use crate::live::body::BodyError;
 use crate::tunnel::Tunnel;
 
@@ -46,7 +49,10 @@ pub(crate) struct Back {
 /// Sends interim responses (RFC 9110, section 15.2) to a caller over HTTP/2. To others none can be sent: hyper's server
 /// knows no way.
 #[derive(Clone, Default)]
-pub(crate) struct Interim(Option<Arc<Mutex<SendResponse<Bytes>>>>);
+pub(crate) struct Interim {
+    to: Option<Arc<Mutex<SendResponse<Bytes>>>>,
+    clean: Option<fn(&mut HeaderMap)>,
+}
 
 /// A switch of protocols that a caller asks for.
 pub(crate) struct Switch {
@@ -58,6 +64,23 @@ pub(crate) struct Switch {
 /// Where a request leaves what it was turned into, for who serves its caller.
 #[derive(Clone, Default)]
 pub(super) struct Upgraded(Arc<Mutex<Option<Tunnel>>>);
+
+impl Call {
+    /// Whether the request has one reading, as the guard has it, and no other than `listener` lets it have.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub(crate) fn check(&self, listener: &Listener) -> Result<(), Refused> {
+        guard::check(&self.parts, listener.paths)?;
+        guard::check_number(&self.parts, listener.limits.headers)?;
+        // Of HTTP/1 the framing has seen to that. No body of it is sent on, and the next hop would wait for one.
+        let extended = self.back.switch.as_ref().is_some_and(|switch| switch.extended);
+        if extended && self.parts.headers.contains_key(CONTENT_LENGTH) {
+            return Err(Malformed::UpgradeWithBody.into());
+        }
+        Ok(())
+    }
+}
 
 impl Incoming {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -99,15 +122,23 @@ fn poll_stream(
 
 impl Interim {
     pub(super) fn over(response: &Arc<Mutex<SendResponse<Bytes>>>) -> Self {
-        Self(Some(Arc::clone(response)))
+        Self { to: Some(Arc::clone(response)), clean: None }
+    }
+
+    /// Takes from their heads what `clean` says may not go back.
+    pub(crate) fn cleaned(self, clean: fn(&mut HeaderMap)) -> Self {
+        Self { clean: Some(clean), ..self }
     }
 
     /// Sends one, if that is possible: nothing depends on it, and the response follows.
     pub(crate) fn send(&self, status: StatusCode, headers: &HeaderMap) {
-        let Some(response) = &self.0 else { return };
+        let (Some(response), Some(clean)) = (&self.to, self.clean) else { return };
         let mut interim = Response::new(());
         *interim.status_mut() = status;
         *interim.headers_mut() = headers.clone();
+        clean(interim.headers_mut());
+        // It has no body; the caller would take the length for that of the response.
+        interim.headers_mut().remove(CONTENT_LENGTH);
         let sent = response.lock().unwrap_or_else(PoisonError::into_inner).send_informational(interim);
         if let Err(error) = sent {
             tracing::debug!(%status, %error, "an interim response was not passed on");

@@ -10,7 +10,7 @@ use countersign_runtime::Lifecycle;
 use h2::ext::Protocol;
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::response::Parts;
 use http::{HeaderValue, Method, Request, Response};
 use http_body::Body as _;
@@ -139,14 +139,20 @@ where
         let upgraded = Upgraded::default();
         let back = Back { interim, switch: Some(Switch::new(true, upgraded.clone())) };
         let answered = (self.answer)(Call { parts, body: Incoming::None, back });
-        let connection = Arc::clone(self.connection);
         drop(self.lifecycle.spawn(async move {
             let Some((head, rest)) = awaited(answered, &response).await else { return };
             let tunnel = upgraded.take();
             let ends = tunnel.is_none() && rest.is_end_stream();
             let Some(stream) = send_head(head, ends, &response) else { return };
             match tunnel {
-                Some(tunnel) => tunnel.run(&connection, async { Ok(StreamIo::new(body, stream)) }).await,
+                Some(tunnel) => {
+                    let io = StreamIo::new(body, stream, Arc::clone(&tunnel.ticket.flight));
+                    let gone = io.gone();
+                    tokio::select! {
+                        () = gone => {}
+                        () = tunnel.carry(async { Ok(io) }) => {}
+                    }
+                }
                 None if ends => {}
                 None => carry(rest, stream).await,
             }
@@ -176,21 +182,33 @@ async fn awaited(
     response: &Mutex<SendResponse<Bytes>>,
 ) -> Option<(Parts, Body)> {
     let mut answered = pin!(answered);
-    let answer = poll_fn(|cx| match answered.as_mut().poll(cx) {
-        Poll::Ready(answer) => Poll::Ready(Some(answer)),
-        Poll::Pending => lock(response).poll_reset(cx).map(|_| None),
+    // In this order: nothing is sent for a request that was taken back.
+    let answer = poll_fn(|cx| {
+        // Let go of at once: the answer may have interim responses to send.
+        let reset = lock(response).poll_reset(cx);
+        if reset.is_ready() { Poll::Ready(None) } else { answered.as_mut().poll(cx).map(Some) }
     });
     let (mut head, body) = answer.await?.into_parts();
     let own = body.own_text().len();
     if own > 0 {
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from(own));
     }
+    // It is how a fault ends a connection of HTTP/1 (RFC 9113, section 8.2.2).
+    head.headers.remove(CONNECTION);
     Some((head, body))
 }
 
 /// Sends the head of a response, with which it may end. `None` if the caller has gone.
 fn send_head(head: Parts, ends: bool, response: &Mutex<SendResponse<Bytes>>) -> Option<SendStream<Bytes>> {
-    lock(response).send_response(Response::from_parts(head, ()), ends).ok()
+    let mut response = lock(response);
+    match response.send_response(Response::from_parts(head, ()), ends) {
+        Ok(stream) => Some(stream),
+        Err(error) => {
+            tracing::debug!(%error, "a response was not sent");
+            response.send_reset(Reason::INTERNAL_ERROR);
+            None
+        }
+    }
 }
 
 /// Sends a body as fast as the caller takes it.

@@ -1,13 +1,16 @@
 //! A stream of HTTP/2 as a byte stream, for what a request was turned into by extended CONNECT (RFC 8441, section 5).
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::live::Flight;
 use crate::pool::into_io;
 
 /// Both halves of a stream. Dropped before its own half was shut down, it resets the stream.
@@ -15,13 +18,31 @@ pub(super) struct StreamIo {
     received: RecvStream,
     /// Received and not read yet.
     data: Bytes,
-    sender: SendStream<Bytes>,
+    sender: Sender,
     shut: bool,
+    /// Counts the bytes, by which it is seen to be idle.
+    flight: Arc<Flight>,
 }
 
+#[derive(Clone)]
+struct Sender(Arc<Mutex<SendStream<Bytes>>>);
+
 impl StreamIo {
-    pub(super) fn new(received: RecvStream, sender: SendStream<Bytes>) -> Self {
-        Self { received, data: Bytes::new(), sender, shut: false }
+    pub(super) fn new(received: RecvStream, sender: SendStream<Bytes>, flight: Arc<Flight>) -> Self {
+        Self { received, data: Bytes::new(), sender: Sender(Arc::new(Mutex::new(sender))), shut: false, flight }
+    }
+
+    /// Ends when the caller has taken the stream back, or has gone: also where nothing is read or written, because the
+    /// other side takes nothing. To be awaited by the task that reads and writes.
+    pub(super) fn gone(&self) -> impl Future<Output = ()> + use<> {
+        let sender = self.sender.clone();
+        poll_fn(move |cx| sender.lock().poll_reset(cx).map(drop))
+    }
+}
+
+impl Sender {
+    fn lock(&self) -> MutexGuard<'_, SendStream<Bytes>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -38,24 +59,27 @@ impl AsyncRead for StreamIo {
         self.data.advance(count);
         // An error means that the stream has ended, which the next read finds.
         let _ = self.received.flow_control().release_capacity(count);
+        self.flight.moved_up(count);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for StreamIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        self.sender.reserve_capacity(bytes.len());
-        while self.sender.capacity() == 0 {
-            match ready!(self.sender.poll_capacity(cx)) {
+        let mut sender = self.sender.lock();
+        sender.reserve_capacity(bytes.len());
+        while sender.capacity() == 0 {
+            match ready!(sender.poll_capacity(cx)) {
                 Some(granted) => granted.map_err(into_io)?,
                 None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             };
         }
-        let (now, _) = bytes.split_at(self.sender.capacity().min(bytes.len()));
-        self.sender.send_data(Bytes::copy_from_slice(now), false).map_err(into_io)?;
+        let (now, _) = bytes.split_at(sender.capacity().min(bytes.len()));
+        sender.send_data(Bytes::copy_from_slice(now), false).map_err(into_io)?;
+        self.flight.moved_down(now.len());
         Poll::Ready(Ok(now.len()))
     }
 
@@ -66,7 +90,7 @@ impl AsyncWrite for StreamIo {
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.shut {
             self.shut = true;
-            self.sender.send_data(Bytes::new(), true).map_err(into_io)?;
+            self.sender.lock().send_data(Bytes::new(), true).map_err(into_io)?;
         }
         Poll::Ready(Ok(()))
     }
@@ -75,7 +99,7 @@ impl AsyncWrite for StreamIo {
 impl Drop for StreamIo {
     fn drop(&mut self) {
         if !self.shut {
-            self.sender.send_reset(Reason::CANCEL);
+            self.sender.lock().send_reset(Reason::CANCEL);
         }
     }
 }

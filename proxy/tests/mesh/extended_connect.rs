@@ -1,6 +1,9 @@
 //! WebSocket over HTTP/2 (RFC 8441), which the app hears of as an upgrade of HTTP/1.1: through the pair, and from a peer
 //! that speaks it to the inbound side itself.
 
+use std::future::poll_fn;
+use std::time::Duration;
+
 use base64::Engine as _;
 use bytes::Bytes;
 use countersign_identity::tls::Alpn;
@@ -11,8 +14,10 @@ use http::{Method, Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::support::{App, CLIENT, LESS, PROMPT, Pair, read_to, soon};
+use super::support::sidecar::metric;
+use super::support::{App, CLIENT, LESS, PROMPT, Pair, read_to, soon, until};
 
 /// Where a caller comes in.
 #[derive(Clone, Copy, Debug)]
@@ -42,18 +47,18 @@ async fn begin(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Send
     sender.ready().await.unwrap()
 }
 
-/// Asks for a WebSocket.
-async fn ask(sender: &mut SendRequest<Bytes>, path: &str) -> (Response<RecvStream>, SendStream<Bytes>) {
-    let request = Request::builder()
+fn connect_to(path: &str) -> http::request::Builder {
+    Request::builder()
         .method(Method::CONNECT)
         .uri(format!("http://app.test{path}"))
         .header("sec-websocket-version", "13")
         .header("sec-websocket-protocol", "chat")
-        .header("origin", "http://page.test")
         .extension(Protocol::from_static("websocket"))
-        .body(())
-        .unwrap();
-    let (response, stream) = sender.send_request(request, false).unwrap();
+}
+
+/// Asks for a WebSocket.
+async fn ask(sender: &mut SendRequest<Bytes>, path: &str) -> (Response<RecvStream>, SendStream<Bytes>) {
+    let (response, stream) = sender.send_request(connect_to(path).body(()).unwrap(), false).unwrap();
     (soon("a response", response).await.unwrap(), stream)
 }
 
@@ -68,7 +73,9 @@ fn reply(head: &str) -> String {
         "/wrong" => format!("{agreed}sec-websocket-accept: {accept}=\r\n\r\n"),
         "/plain" => "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi".to_owned(),
         "/not" => "HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\nno".to_owned(),
-        _ => format!("{agreed}sec-websocket-accept: {accept}\r\nsec-websocket-protocol: chat\r\n\r\n"),
+        _ => format!(
+            "{agreed}sec-websocket-accept: {accept}\r\nsec-websocket-protocol: chat\r\ncontent-length: 1\r\n\r\n"
+        ),
     }
 }
 
@@ -80,7 +87,11 @@ async fn app() -> (App, mpsc::UnboundedReceiver<(String, TcpStream)>) {
         async move {
             let head = read_to(&mut tcp, "\r\n\r\n").await;
             tcp.write_all(reply(&head).as_bytes()).await.unwrap();
-            told.send((head, tcp)).unwrap();
+            // Of the others nobody hears; who asked closes them.
+            match head.starts_with("GET /not ") {
+                true => drop(tcp.read(&mut [0; 1]).await),
+                false => told.send((head, tcp)).unwrap(),
+            }
         }
     })
     .await;
@@ -108,7 +119,7 @@ async fn bytes_pass_both_ways_and_each_half_ends_by_itself() {
         let (response, mut up) = ask(&mut sender, "/socket?a=b").await;
         assert_eq!(response.status(), 200, "{side:?}");
         assert_eq!(response.headers()["sec-websocket-protocol"], "chat");
-        for hop in ["connection", "upgrade", "sec-websocket-accept"] {
+        for hop in ["connection", "upgrade", "sec-websocket-accept", "content-length"] {
             assert!(!response.headers().contains_key(hop), "{side:?} {hop}");
         }
         let (head, mut tcp) = soon("the app", switched.recv()).await.unwrap();
@@ -143,6 +154,85 @@ async fn an_answer_that_is_no_agreement_opens_nothing() {
             let body = String::from_utf8(rest(&mut response.into_body()).await.unwrap()).unwrap();
             assert!(body.contains(text), "{side:?} {path}: {body}");
         }
+    }
+}
+
+#[tokio::test]
+async fn one_with_a_length_is_refused_and_poisons_no_connection_of_the_app() {
+    let (app, mut switched) = app().await;
+    let pair = Pair::start("http", app.address).await;
+    for side in SIDES {
+        let mut sender = connect(&pair, side).await;
+        for length in ["5", "0"] {
+            let request = connect_to("/not").header("content-length", length).body(()).unwrap();
+            let (response, _up) = sender.send_request(request, false).unwrap();
+            let response = soon("a response", response).await.unwrap();
+            assert_eq!(response.status(), 400, "{side:?} {length}");
+        }
+        assert!(switched.try_recv().is_err(), "the app hears nothing of it");
+    }
+}
+
+#[tokio::test]
+async fn who_goes_while_the_app_reads_nothing_is_seen_to_go() {
+    let (app, mut switched) = app().await;
+    let pair = Pair::start("http", app.address).await;
+    for side in SIDES {
+        let mut sender = connect(&pair, side).await;
+        let (_response, mut up) = ask(&mut sender, "/socket").await;
+        let (_, mut tcp) = soon("the app", switched.recv()).await.unwrap();
+        // Until nothing more is taken.
+        up.reserve_capacity(1 << 20);
+        let mut sent = 0;
+        while let Ok(Some(Ok(capacity))) = timeout(Duration::from_millis(500), poll_fn(|cx| up.poll_capacity(cx))).await
+        {
+            up.send_data(vec![7; capacity].into(), false).unwrap();
+            up.reserve_capacity(1 << 20);
+            sent += capacity;
+        }
+        up.send_reset(Reason::CANCEL);
+        drop((up, _response));
+        assert!(sent > 1 << 16, "{side:?}");
+        let direction = format!("direction=\"{}\"", format!("{side:?}").to_lowercase());
+        until("the tunnel has ended", || async {
+            metric("countersign_upstream_connections_open", &[&direction, &pair.label()]) < 0.5
+        })
+        .await;
+        // What is on its way still comes; the rest was given up.
+        let mut all = Vec::new();
+        let _ = soon("the end", tcp.read_to_end(&mut all)).await;
+        assert!(all.len() < sent, "{side:?} {sent}");
+    }
+}
+
+#[tokio::test]
+async fn one_on_which_nothing_moves_is_ended_though_its_connection_lives() {
+    let (app, mut switched) = app().await;
+    let pair = Pair::start_with("http", app.address, "limits: { idle: 2s }\n").await;
+    for side in SIDES {
+        let mut sender = connect(&pair, side).await;
+        let (response, mut up) = ask(&mut sender, "/socket").await;
+        let (_, mut tcp) = soon("the app", switched.recv()).await.unwrap();
+        let mut down = response.into_body();
+        let mut ended = Box::pin(rest(&mut down));
+        let start = Instant::now();
+        loop {
+            tokio::select! {
+                ended = &mut ended => {
+                    assert!(ended.is_err(), "{side:?}");
+                    break;
+                }
+                () = sleep(Duration::from_millis(200)) => {
+                    // Other requests, and at first this one, are alive.
+                    assert_eq!(ask(&mut sender, "/not").await.0.status(), 401, "{side:?}");
+                    if start.elapsed() < Duration::from_secs(3) {
+                        up.send_data(Bytes::from_static(b"on"), false).unwrap();
+                        soon("bytes", tcp.read_exact(&mut [0; 2])).await.unwrap();
+                    }
+                }
+            }
+        }
+        assert!(start.elapsed() > Duration::from_secs(4), "{side:?} {:?}", start.elapsed());
     }
 }
 
@@ -183,7 +273,7 @@ async fn the_policy_sees_a_get_and_ends_what_it_comes_to_deny() {
         open.push((side, response.into_body(), up, tcp, sender));
     }
     pair.server_api.policy(LESS);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     for (side, mut down, _up, mut tcp, mut sender) in open {
         assert!(matches!(soon("the end", tcp.read(&mut [0; 1])).await, Ok(0) | Err(_)), "{side:?}");
         assert!(start.elapsed() < PROMPT, "{side:?}");

@@ -49,6 +49,22 @@ async fn identity_headers_that_a_caller_makes_up_do_not_arrive() {
 }
 
 #[tokio::test]
+async fn a_refusal_that_ends_connections_of_http1_is_told_over_http2() {
+    let app = App::http1(mirror).await;
+    let pair = Pair::start("http", app.address).await;
+    let mut sender = client::http2(pair.entrance).await;
+    for _ in 0..2 {
+        let request = Request::get("http://app.test/").header("content_length", "5").body(client::empty()).unwrap();
+        let response = soon("a response", sender.send_request(request)).await.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["x-countersign-fault"]),
+            (400, &"client".parse().unwrap())
+        );
+        assert!(!client::text(response).await.is_empty());
+    }
+}
+
+#[tokio::test]
 async fn a_request_over_http2_by_prior_knowledge_reaches_an_http1_app() {
     let app = App::http1(mirror).await;
     let pair = Pair::start("http", app.address).await;
