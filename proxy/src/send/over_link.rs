@@ -20,6 +20,7 @@ use super::received::{Received, Relayed};
 use super::{Answered, Held, Unanswered, asked};
 use crate::buffer::{Buffer, ReadAhead};
 use crate::http1::body::{Body, Found};
+use crate::http1::response::{MOST_INTERIM, TOO_MANY_INTERIM};
 use crate::http1::{convert, response};
 use crate::live::Entry;
 use crate::live::body::{BodyError, RequestBody};
@@ -49,6 +50,8 @@ struct Talk {
     left: Option<u64>,
     /// Whether anything was heard of the next hop.
     heard: bool,
+    /// How many interim responses there were.
+    interim: u32,
     /// Data of it that is being written; with `chunked` the end of the chunk follows.
     data: Bytes,
     /// Received and not used yet.
@@ -93,6 +96,7 @@ pub(super) async fn send(
         chunked,
         left,
         heard: false,
+        interim: 0,
         data,
         input,
     };
@@ -159,6 +163,10 @@ impl Talk {
                 self.input.consume(head.len);
                 if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
                     return Poll::Ready(Ok((head, headers)));
+                }
+                self.interim += 1;
+                if self.interim > MOST_INTERIM {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, TOO_MANY_INTERIM)));
                 }
                 if head.status == StatusCode::CONTINUE && self.held_back.take().is_some() {
                     // Polled once more, for the body.

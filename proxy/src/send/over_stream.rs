@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
 use http::uri::Scheme;
 use http::{Request, Response};
@@ -18,6 +19,7 @@ use super::received::Received;
 use super::{Answered, Held, Unanswered};
 use crate::fault::Hop;
 use crate::http1::convert;
+use crate::http1::response::{MOST_INTERIM, TOO_MANY_INTERIM};
 use crate::live::body::RequestBody;
 use crate::pool::{Place, Pool, Stream, into_io, is_unprocessed};
 
@@ -53,7 +55,11 @@ pub(super) async fn send(
     };
     let (used, place) = (stream.used, Arc::new(stream.into_place()));
     let upload = (!bodiless).then(|| upload(pool, body, sender, &place));
-    let response = response.await.map_err(|error| {
+    let response = answer(response).await.map_err(|error| {
+        let Some(error) = error else {
+            let error = io::Error::new(io::ErrorKind::InvalidData, TOO_MANY_INTERIM);
+            return Unanswered { error, unsent: false, again: None };
+        };
         place.note(&error);
         let unsent = is_unprocessed(&error);
         let again = spare.filter(|_| unsent || (safe && used)).map(|(parts, body)| Request::from_parts(parts, body));
@@ -63,6 +69,26 @@ pub(super) async fn send(
     let data_ended = stream.is_end_stream();
     let body = FromStream { stream, data_ended, upload, place, _held: Arc::clone(held) };
     Ok(Answered::Response(Response::from_parts(parts, Received::Stream(Box::new(body)))))
+}
+
+/// The response; interim ones are dropped, for hyper's server cannot send them. No error is that there is no end of them.
+async fn answer(mut response: ResponseFuture) -> Result<Response<RecvStream>, Option<h2::Error>> {
+    let (mut interim, mut informed) = (0, false);
+    poll_fn(|cx| {
+        while !informed {
+            match response.poll_informational(cx) {
+                Poll::Ready(Some(Ok(_))) => interim += 1,
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Some(error))),
+                Poll::Ready(None) => informed = true,
+                Poll::Pending => break,
+            }
+            if interim > MOST_INTERIM {
+                return Poll::Ready(Err(None));
+            }
+        }
+        Pin::new(&mut response).poll(cx).map_err(Some)
+    })
+    .await
 }
 
 /// An upload; dropped, it ends. It may go on after its response has ended, until the next hop takes no more of it.

@@ -8,6 +8,7 @@ mod identities;
 mod identity_files;
 mod introductions;
 mod messages;
+mod next_hops;
 mod raw_tcp;
 mod readings;
 mod requests;
