@@ -17,7 +17,7 @@ use super::exchange::{End, Ended, Exchange, Up, broke};
 use crate::buffer::Buffer;
 use crate::http1::body::Found;
 use crate::http1::convert;
-use crate::http1::response::{Asked, Body, MOST_INTERIM, TOO_MANY_INTERIM};
+use crate::http1::response::{Asked, Body, MOST_INTERIM_HTTP2, TOO_MANY_INTERIM};
 use crate::live::Wire;
 use crate::pool::{Place, Stream, into_io, is_unprocessed};
 
@@ -285,7 +285,7 @@ impl<T: Wire> OverStream<'_, T> {
                     if head.status() == StatusCode::SWITCHING_PROTOCOLS {
                         return Poll::Ready(Err(Took::Nonsense("it switched protocols without being asked")));
                     }
-                    if down.interim > MOST_INTERIM {
+                    if down.interim > MOST_INTERIM_HTTP2 {
                         return Poll::Ready(Err(Took::Nonsense(TOO_MANY_INTERIM)));
                     }
                     let (status, headers) = (head.status(), head.headers());

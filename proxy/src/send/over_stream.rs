@@ -19,7 +19,7 @@ use super::received::Received;
 use super::{Answered, Held, Unanswered};
 use crate::fault::Hop;
 use crate::http1::convert;
-use crate::http1::response::{MOST_INTERIM, TOO_MANY_INTERIM};
+use crate::http1::response::{MOST_INTERIM_HTTP2, TOO_MANY_INTERIM};
 use crate::live::body::RequestBody;
 use crate::pool::{Place, Pool, Stream, into_io, is_unprocessed};
 
@@ -82,7 +82,7 @@ async fn answer(mut response: ResponseFuture) -> Result<Response<RecvStream>, Op
                 Poll::Ready(None) => informed = true,
                 Poll::Pending => break,
             }
-            if interim > MOST_INTERIM {
+            if interim > MOST_INTERIM_HTTP2 {
                 return Poll::Ready(Err(None));
             }
         }
