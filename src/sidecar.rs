@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_agent::{Agent, AgentError, AuthorityConfig, Config as AgentConfig, Files, Source};
-use countersign_config::{Changes, Document, Problems};
+use countersign_config::{Changes, Document, Patient, Problems};
 use countersign_identity::TrustDomain;
 use countersign_policy::Policy;
 use countersign_proxy::{Config as ProxyConfig, IdentityFiles, IdentityFrom, PolicyFrom, Surroundings};
@@ -16,6 +16,7 @@ use countersign_runtime::Lifecycle;
 use countersign_runtime::admin::Admin;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::cli::{Agent as AgentOptions, ConfigFile};
 use crate::exit::Failure;
@@ -110,12 +111,24 @@ async fn reload(
     config: watch::Sender<Arc<ProxyConfig>>,
     lifecycle: Lifecycle,
 ) {
+    let mut reader = Patient::new();
+    let mut hangs = false;
     loop {
-        tokio::select! {
-            () = changes.next() => {}
+        let changed = async {
+            tokio::select! {
+                () = changes.next() => {}
+                () = sleep(AGAIN), if hangs => {}
+            }
+            let from = path.clone();
+            // A file system that hangs holds up nothing but this, and not the end of it either.
+            reader.run(move || read(&from)).await
+        };
+        let read = tokio::select! {
+            read = changed => read,
             () = lifecycle.draining() => return,
-        }
-        match read(&path) {
+        };
+        let hung = std::mem::replace(&mut hangs, read.is_err());
+        match read.unwrap_or_else(|why| Err(Problems::of_file(path.display().to_string(), why))) {
             Ok(file) => {
                 if agent.differs(&file.agent) {
                     tracing::warn!("the changes of `identity` or `secrets` are taken up at the next start");
@@ -126,6 +139,8 @@ async fn reload(
                     changed
                 });
             }
+            // Said once, however long it lasts.
+            Err(_) if hung && hangs => {}
             Err(problems) => {
                 metrics::counter!("countersign_config_reload_failures_total").increment(1);
                 tracing::error!(%problems, "the changed file is broken; the one before stays in force");
@@ -133,6 +148,9 @@ async fn reload(
         }
     }
 }
+
+/// How soon the file is read again where its file system did not answer.
+const AGAIN: Duration = Duration::from_millis(500);
 
 async fn end(lifecycle: &Lifecycle) {
     lifecycle.stop();
@@ -177,10 +195,7 @@ fn read(path: &Path) -> Result<File, Problems> {
 
 /// A policy file that is broken at the start is said at once; later, the one before would stay in force.
 fn check_policy(path: &Path) -> Result<(), Problems> {
-    let file = path.display().to_string();
-    let text =
-        std::fs::read_to_string(path).map_err(|error| Problems::of_file(&file, format!("cannot be read: {error}")))?;
-    Policy::parse(&file, &text).map(drop)
+    Policy::from_document(&Document::read(path)?).map(drop)
 }
 
 fn agent_failure(config: &Path, error: AgentError) -> Failure {

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use countersign_config::{Table, Value};
+use countersign_config::{Table, Value, read_bytes};
 use countersign_identity::{Bundle, TrustDomain};
 
 use crate::secrets::SecretsConfig;
@@ -174,9 +174,12 @@ fn bundle(value: &Value<'_>) -> Option<(PathBuf, Bundle)> {
     }
 }
 
+/// More than any bundle has, in bytes.
+const LARGEST_BUNDLE: u64 = 4 << 20;
+
 /// The bundle in the PEM file `path`.
 pub(crate) fn read_bundle(path: &Path) -> Result<Bundle, String> {
-    let text = std::fs::read(path).map_err(|error| format!("the bundle cannot be read: {error}"))?;
+    let text = read_bytes(path, LARGEST_BUNDLE).map_err(|error| format!("the bundle cannot be read: {error}"))?;
     Bundle::from_pem(&text).map_err(|error| error.to_string())
 }
 

@@ -48,6 +48,11 @@ impl Changes {
         Self { files: files.into_iter().collect(), seen: None, looking: None, look: signature }
     }
 
+    /// Whether a look has been made that later ones are compared with.
+    pub fn has_looked(&self) -> bool {
+        self.seen.is_some()
+    }
+
     /// Waits until at least one file has changed, been made or been removed. Safe to cancel.
     pub async fn next(&mut self) {
         loop {

@@ -23,15 +23,27 @@ pub fn open_file(path: &Path) -> io::Result<File> {
 /// The text of the regular file that `path` leads to.
 ///
 /// # Errors
-/// As [`open_file`]; or it is longer than `limit` bytes, or not UTF-8.
+/// As [`read_bytes`]; or it is not UTF-8.
 pub fn read_file(path: &Path, limit: u64) -> io::Result<String> {
-    let mut text = String::new();
-    let count = open_file(path)?.take(limit.saturating_add(1)).read_to_string(&mut text)?;
+    let bytes = read_bytes(path, limit)?;
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
+}
+
+/// The content of the regular file that `path` leads to.
+///
+/// # Errors
+/// As [`open_file`]; or it is longer than `limit` bytes.
+pub fn read_bytes(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = open_file(path)?;
+    // Room for one byte more than there is, so that the buffer does not move and leave a copy of a secret.
+    let size = file.metadata()?.len().min(limit).saturating_add(1);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    let count = file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if count as u64 > limit {
         let message = format!("it is longer than {limit} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -9,11 +9,13 @@
 pub mod changes;
 mod document;
 mod file;
+mod patient;
 mod problem;
 mod value;
 
 pub use changes::Changes;
 pub use document::Document;
-pub use file::{open_file, read_file};
+pub use file::{open_file, read_bytes, read_file};
+pub use patient::Patient;
 pub use problem::{Problem, Problems, nearest};
 pub use value::{Table, Value};

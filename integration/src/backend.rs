@@ -90,6 +90,7 @@ async fn answer(connection: &mut Connection<TcpStream>, tell: &UnboundedSender<S
             connection.send(CHUNKED).await?;
             for piece in 0..number() {
                 connection.send(&chunk(&format!("piece {piece}\n"))).await?;
+                // A pace, so that they stay pieces on the way.
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             connection.send(b"0\r\n\r\n").await?;
@@ -136,6 +137,7 @@ async fn hang(connection: &mut Connection<TcpStream>, path: &str) {
             loop {
                 writer.write_all(&chunk("more\n")).await?;
                 writer.flush().await?;
+                // A pace at which no buffer on the way fills.
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };

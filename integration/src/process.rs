@@ -95,6 +95,7 @@ impl Process {
                 return status;
             }
             assert!(Instant::now() < end, "did not end within {limit:?}; its log:\n{}", self.log());
+            // Between two looks: the end of a child can be waited for, but not with a deadline.
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -7,15 +7,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use countersign_testing::AnyServer;
+use countersign_testing::{Answers, AnyServer, WorkloadApi};
 use countersign_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
-use countersign_wire::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
-use countersign_wire::workload::{
-    JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
-    ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse,
-};
-use futures::StreamExt;
-use futures::stream::{self, BoxStream};
+use countersign_wire::workload::{X509svid, X509svidRequest, X509svidResponse};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
     SanType,
@@ -27,8 +21,8 @@ use tokio::net::{TcpStream, UnixListener};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::Request;
 use tonic::transport::Endpoint;
-use tonic::{Request, Response, Status};
 
 /// An authority whose key the test holds.
 pub struct Stranger {
@@ -102,7 +96,7 @@ impl Stranger {
 
     /// Serves the Workload API at `socket`: `leaf` as the only SVID, this authority as the only bundle.
     pub fn serve(&self, socket: &Path, leaf: &Leaf, path: &str) {
-        let message = X509svidResponse {
+        let answers = Answers::new(Some(X509svidResponse {
             svids: vec![X509svid {
                 spiffe_id: format!("spiffe://{}{path}", self.trust_domain),
                 x509_svid: leaf.certificate.to_vec().into(),
@@ -111,20 +105,18 @@ impl Stranger {
                 hint: String::new(),
             }],
             ..X509svidResponse::default()
-        };
+        }));
         let listener = UnixListenerStream::new(UnixListener::bind(socket).unwrap());
-        let server = tonic::transport::Server::builder().add_service(SpiffeWorkloadApiServer::new(Served(message)));
-        tokio::spawn(server.serve_with_incoming(listener));
+        let server = tonic::transport::Server::builder().add_service(WorkloadApi::serving(&answers));
+        tokio::spawn(async move {
+            server.serve_with_incoming(listener).await.unwrap();
+            drop(answers);
+        });
     }
 
     /// A TLS client that shows `leaf`, if any, and takes any server: the server is what is tested.
     pub fn client(leaf: Option<&Leaf>) -> Arc<ClientConfig> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .dangerous()
-            .with_custom_certificate_verifier(AnyServer::new(provider));
+        let builder = AnyServer::client();
         let config = match leaf {
             Some(leaf) => {
                 let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf.key.clone()));
@@ -139,43 +131,4 @@ impl Stranger {
 /// A URI name of a certificate.
 pub fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().unwrap())
-}
-
-struct Served(X509svidResponse);
-
-#[tonic::async_trait]
-impl SpiffeWorkloadApi for Served {
-    type FetchX509SVIDStream = BoxStream<'static, Result<X509svidResponse, Status>>;
-    type FetchX509BundlesStream = BoxStream<'static, Result<X509BundlesResponse, Status>>;
-    type FetchJWTBundlesStream = BoxStream<'static, Result<JwtBundlesResponse, Status>>;
-
-    async fn fetch_x509svid(&self, _: Request<X509svidRequest>) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        let first = stream::iter([Ok(self.0.clone())]);
-        Ok(Response::new(first.chain(stream::pending()).boxed()))
-    }
-
-    async fn fetch_x509_bundles(
-        &self,
-        _: Request<X509BundlesRequest>,
-    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        Err(Status::unimplemented("not asked for"))
-    }
-
-    async fn fetch_jwtsvid(&self, _: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
-        Err(Status::unimplemented("not asked for"))
-    }
-
-    async fn fetch_jwt_bundles(
-        &self,
-        _: Request<JwtBundlesRequest>,
-    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        Err(Status::unimplemented("not asked for"))
-    }
-
-    async fn validate_jwtsvid(
-        &self,
-        _: Request<ValidateJwtsvidRequest>,
-    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
-        Err(Status::unimplemented("not asked for"))
-    }
 }

@@ -55,16 +55,9 @@ impl Svid {
 
     /// A TLS 1.3 client of the test's own that shows it, and takes any server: it is to attack, not to be careful.
     pub fn client(&self) -> Arc<ClientConfig> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let chain = self.svid.cert_chain().iter().map(|one| CertificateDer::from(one.as_bytes().to_vec())).collect();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.svid.private_key().as_bytes().to_vec()));
-        let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .dangerous()
-            .with_custom_certificate_verifier(AnyServer::new(provider))
-            .with_client_auth_cert(chain, key);
-        Arc::new(config.unwrap())
+        Arc::new(AnyServer::client().with_client_auth_cert(chain, key).unwrap())
     }
 
     fn file(&self, name: &str) -> String {

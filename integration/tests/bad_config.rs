@@ -45,6 +45,22 @@ fn a_file_that_is_not_there_or_not_text_is_a_bad_configuration_too() {
 }
 
 #[test]
+fn a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    assert!(Command::new("mkfifo").arg(at("policy.yaml")).status().unwrap().success());
+    let yaml = "trust_domain: files.example\nidentity: { files: { cert: a.pem, key: a.key, bundle: b.pem } }\n\
+                policy: policy.yaml\nadmin: { listen: 127.0.0.1:15000 }\n";
+    std::fs::write(at("sidecar.yaml"), yaml).unwrap();
+    let mut check = Command::new("timeout");
+    let output =
+        check.arg("20").arg(binary()).args(["proxy", "--check", "-c"]).arg(at("sidecar.yaml")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert!(said.contains("policy.yaml: cannot be read: it is not a regular file"), "{said}");
+}
+
+#[test]
 fn a_wrong_call_is_exit_2() {
     for arguments in
         [&["sidcar"][..], &["sidecar", "--nothing"], &["ca", "token", "create", "--ttl", "soon", "--service", "a/b"]]

@@ -4,7 +4,7 @@
 use countersign_integration::{Process, run};
 use rustix::process::Signal;
 use serde_json::Value;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn the_story_holds_and_leaves_nothing_behind() {
@@ -39,11 +39,7 @@ fn a_demo_interrupted_while_it_starts_leaves_nothing_behind() {
     let log = directory.path().join("log");
     let mut command = std::process::Command::new(countersign_integration::binary());
     let mut demo = Process::start(command.arg("demo").env("XDG_RUNTIME_DIR", directory.path()), &log);
-    let end = std::time::Instant::now() + Duration::from_secs(60);
-    while !demo.log().contains("the authority of") {
-        assert!(demo.running() && std::time::Instant::now() < end, "{}", demo.log());
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_for(&demo, "the authority of");
     demo.signal(Signal::INT);
     demo.wait(Duration::from_secs(30));
     let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -60,11 +56,7 @@ fn an_interrupted_demo_ends_its_children_and_removes_its_directory() {
             .env("XDG_RUNTIME_DIR", directory.path()),
         &log,
     );
-    let end = std::time::Instant::now() + Duration::from_secs(60);
-    while !demo.log().contains("It stays up") {
-        assert!(demo.running() && std::time::Instant::now() < end, "{}", demo.log());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_for(&demo, "It stays up");
     let children = children_of(demo.pid());
     assert_eq!(children.len(), 7, "an authority, three services, three sidecars");
     demo.signal(Signal::INT);
@@ -74,6 +66,15 @@ fn an_interrupted_demo_ends_its_children_and_removes_its_directory() {
     }
     let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["log"], "left behind");
+}
+
+/// Waits until the demo says `words`; it takes longer over its story than anything else over anything.
+fn wait_for(demo: &Process, words: &str) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !demo.log().contains(words) {
+        assert!(demo.running() && Instant::now() < end, "{}", demo.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn children_of(pid: u32) -> Vec<u32> {

@@ -40,6 +40,7 @@ async fn rotation_under_load_drops_no_request() {
                 };
                 sent.fetch_add(1, Ordering::Relaxed);
                 failed.fetch_add(u64::from(!whole), Ordering::Relaxed);
+                // The pace of its requests.
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         });
@@ -56,6 +57,7 @@ async fn rotation_under_load_drops_no_request() {
         if early.is_none() && begin.elapsed() > Duration::from_secs(seconds / 3) {
             early = Some([size(&client), size(&server)]);
         }
+        // How often it is looked at, for the length of the test.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     stop.store(true, Ordering::Relaxed);

@@ -80,6 +80,7 @@ async fn honest(upstream: SocketAddr, done: &AtomicBool) -> usize {
         let answer = connection.get(&path).await.unwrap();
         assert_eq!((answer.status, answer.body.as_slice()), (200, path.as_bytes()), "{}", answer.head);
         count += 1;
+        // The pace of its requests.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     count

@@ -48,6 +48,7 @@ async fn mixed_load_is_answered_right_and_leaves_memory_and_descriptors_flat() {
     let mut samples: [Vec<Sample>; 2] = Default::default();
     let (start, warm) = (Instant::now(), length / 5);
     while start.elapsed() < length {
+        // How often it is measured, for the length of the soak.
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(!sidecars.iter().any(|sidecar| sidecar.process.log().contains("panicked")), "a sidecar panicked");
         if start.elapsed() > warm {

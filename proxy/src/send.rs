@@ -123,6 +123,3 @@ fn asked(pool: &Pool, method: &http::Method) -> Asked {
 type Held = Arc<Turn>;
 
 const MOST_ATTEMPTS: u32 = 3;
-
-/// More interim responses than anybody needs.
-const MOST_INTERIM: u32 = 16;

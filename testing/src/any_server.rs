@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 /// Takes every server: for tests in which the server is to judge the client.
@@ -12,9 +14,14 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 pub struct AnyServer(Arc<CryptoProvider>);
 
 impl AnyServer {
-    /// One that checks signatures with `provider`.
-    pub fn new(provider: Arc<CryptoProvider>) -> Arc<Self> {
-        Arc::new(Self(provider))
+    /// A client of TLS 1.3 that takes every server; what it shows of itself is left open.
+    pub fn client() -> ConfigBuilder<ClientConfig, WantsClientCert> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Self(provider)))
     }
 }
 

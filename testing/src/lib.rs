@@ -3,8 +3,12 @@
 
 mod address;
 mod any_server;
+mod raw;
 mod wait;
+mod workload_api;
 
 pub use address::{free_address, free_neighbours};
 pub use any_server::AnyServer;
-pub use wait::{DEADLINE, PROMPT, eventually};
+pub use raw::{rows, unescape};
+pub use wait::{DEADLINE, PROMPT, eventually, until};
+pub use workload_api::{Answers, WorkloadApi};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use countersign_config::{Document, Problems, Table, Value, nearest};
+use countersign_config::{Document, Problems, Table, Value, nearest, read_bytes};
 use regex::bytes::{Regex, RegexBuilder};
 use reqwest::Url;
 use rustls_pki_types::CertificateDer;
@@ -167,9 +167,12 @@ fn vault_auth(value: &Value<'_>) -> Option<PathBuf> {
     table.required("token_file").and_then(|value| value.path())
 }
 
+/// More than any file of authorities has, in bytes.
+const LARGEST_BUNDLE: u64 = 4 << 20;
+
 fn certificates(value: &Value<'_>) -> Option<Vec<CertificateDer<'static>>> {
     let path = value.path()?;
-    let text = match std::fs::read(&path) {
+    let text = match read_bytes(&path, LARGEST_BUNDLE) {
         Ok(text) => text,
         Err(error) => return value.problem(format!("{} cannot be read: {error}", path.display())),
     };

@@ -180,6 +180,8 @@ const ACKNOWLEDGEMENTS: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use countersign_testing::until;
+
     use super::*;
 
     fn notifiers() -> Notifiers {
@@ -199,12 +201,7 @@ mod tests {
 
     async fn tries(directory: &std::path::Path, least: usize) {
         let tries = || std::fs::read(directory.join("tries")).unwrap_or_default().len();
-        let wait = async {
-            while tries() < least {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it goes on");
+        until("it goes on", async || tries() >= least).await;
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use countersign_ca::agents::{self, EvictError};
 use sqlx::Connection as _;
 use tonic::Code;
 
-use crate::support::{Agent, Home, WEB, eventually, metric, replace};
+use crate::support::{Agent, Home, WEB, metric, replace, until};
 
 const ID: &str = "spiffe://example.org/ns/shop/sa/web";
 
@@ -89,7 +89,7 @@ async fn an_expired_an_unknown_and_a_stolen_token_look_alike_outside_and_differ_
     let spent = home.token("shop/web", 1).await;
     Agent::new(&home).dial(&authority).await.attest_token(&spent).await.unwrap();
     let unknown = format!("cst_{}", "A".repeat(43));
-    eventually("the token has expired", || async { now() >= short.expires_at }).await;
+    until("the token has expired", || async { now() >= short.expires_at }).await;
 
     let mut session = Agent::new(&home).dial(&authority).await;
     let mut messages = Vec::new();
@@ -118,7 +118,7 @@ async fn a_registration_that_is_gone_or_asks_for_other_evidence_ends_what_a_toke
 
     replace(&home.config.workloads, "workloads: []\n");
     let probe = session.clone();
-    eventually("the registration is gone", || async { probe.clone().issue().await.is_err() }).await;
+    until("the registration is gone", || async { probe.clone().issue().await.is_err() }).await;
     let status = session.issue().await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     assert!(status.message().contains(ID), "{status}");
@@ -128,7 +128,7 @@ async fn a_registration_that_is_gone_or_asks_for_other_evidence_ends_what_a_toke
 
     replace(&home.config.workloads, &format!("workloads: [{{id: {WEB}, attest: {{unix: {{uid: 12345}}}}}}]\n"));
     let other = session.clone();
-    eventually("the registration asks for unix", || async {
+    until("the registration asks for unix", || async {
         other.clone().attest_enrolled().await.unwrap_err().message().contains("asks for unix, not join_token")
     })
     .await;
@@ -150,10 +150,10 @@ async fn a_registration_that_returns_revives_neither_keys_nor_tokens_and_a_new_t
     session.issue().await.unwrap();
 
     replace(&home.config.workloads, "workloads: []\n");
-    eventually("its keys are revoked", || async { revoked(&home).await == [Some("unregistered".to_owned())] }).await;
+    until("its keys are revoked", || async { revoked(&home).await == [Some("unregistered".to_owned())] }).await;
     replace(&home.config.workloads, crate::support::WORKLOADS);
     let probe = session.clone();
-    eventually("the registration is back", || async {
+    until("the registration is back", || async {
         probe.clone().issue().await.unwrap_err().code() == Code::Unauthenticated
     })
     .await;
@@ -264,7 +264,7 @@ async fn a_registration_that_is_renamed_is_taken_up_on_the_same_connection() {
     assert_eq!(session.attest_unix().await.unwrap(), "spiffe://example.org/old");
     replace(&home.config.workloads, &workloads("/new"));
     let probe = session.clone();
-    eventually("the new name is known", || async {
+    until("the new name is known", || async {
         probe.clone().attest_unix().await.unwrap() == "spiffe://example.org/new"
     })
     .await;
@@ -289,7 +289,7 @@ async fn one_local_user_has_so_many_connections_and_gets_a_new_one_for_each_that
     Agent::new(&home).dial(&authority).await.attest_token(&home.token("shop/web", 1).await).await.unwrap();
     drop(held);
     let agent = Agent::new(&home);
-    eventually("there is room again", || async {
+    until("there is room again", || async {
         agent.try_dial(crate::support::Target::Local(home.config.socket.clone())).await.is_ok()
     })
     .await;
@@ -332,7 +332,7 @@ async fn the_kernel_vouches_for_a_local_process_as_long_as_its_connection_lives(
     // The selectors change under the connection.
     replace(&home.config.workloads, &format!("workloads: [{{id: {WEB}, attest: {{unix: {{uid: {}}}}}}}]\n", uid + 1));
     let probe = session.clone();
-    eventually("the process matches no more", || async { probe.clone().issue().await.is_err() }).await;
+    until("the process matches no more", || async { probe.clone().issue().await.is_err() }).await;
     assert_eq!(session.issue().await.unwrap_err().code(), Code::PermissionDenied);
     assert!(metric("countersign_ca_attested_total{method=\"unix\"}").unwrap() >= 1.0);
     authority.stop().await;
@@ -355,7 +355,7 @@ async fn a_process_that_matches_several_registrations_or_none_is_refused_with_th
     let none = format!("workloads: [{{id: /a, attest: {{unix: {{uid: {uid}, path: /no/such/program}}}}}}]\n");
     replace(&home.config.workloads, &none);
     let probe = session.clone();
-    eventually("none matches", || async {
+    until("none matches", || async {
         let status = probe.clone().attest_unix().await.unwrap_err();
         status.message().contains("no registration matches local uid=") && status.code() == Code::PermissionDenied
     })

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tonic::Code;
 
-use crate::support::{Agent, Following, Home, PROMPT, Session, eventually, metric, replace};
+use crate::support::{Agent, Following, Home, PROMPT, Session, metric, replace, until};
 
 fn policy(rule: &str) -> String {
     format!(
@@ -40,7 +40,7 @@ async fn a_changed_policy_reaches_the_agent_within_a_second_and_its_acknowledgem
     assert_eq!((second.generation, second.policy_yaml), (2, policy("one")));
 
     following.acknowledge(2).await;
-    eventually("the acknowledgement is in the store", || async {
+    until("the acknowledgement is in the store", || async {
         let agent = &countersign_ca::status(&home.config).await.unwrap().agents[0];
         agent.acknowledged == 2 && agent.connected
     })
@@ -51,10 +51,8 @@ async fn a_changed_policy_reaches_the_agent_within_a_second_and_its_acknowledgem
     let agent = &countersign_ca::status(&home.config).await.unwrap().agents[0];
     assert_eq!(agent.acknowledged, 2, "what does not exist is not acknowledged");
     drop(following);
-    eventually("the agent is gone", || async {
-        !countersign_ca::status(&home.config).await.unwrap().agents[0].connected
-    })
-    .await;
+    until("the agent is gone", || async { !countersign_ca::status(&home.config).await.unwrap().agents[0].connected })
+        .await;
     authority.stop().await;
 }
 
@@ -99,12 +97,12 @@ async fn a_file_that_is_touched_or_broken_changes_nothing_and_a_broken_one_is_co
     {
         let before = failures("policy");
         replace(&policy_path, broken);
-        eventually("the broken policy is counted", || async { failures("policy") > before }).await;
+        until("the broken policy is counted", || async { failures("policy") > before }).await;
     }
     replace(&home.config.workloads, "workloads: [{id: /x}]\n");
-    eventually("the broken registrations are counted", || async { failures("workloads") > workloads }).await;
+    until("the broken registrations are counted", || async { failures("workloads") > workloads }).await;
     std::fs::remove_file(&home.config.workloads).unwrap();
-    eventually("the missing registrations are counted", || async { failures("workloads") > workloads + 1.0 }).await;
+    until("the missing registrations are counted", || async { failures("workloads") > workloads + 1.0 }).await;
     assert!(failures("policy") >= policies + 3.0);
     session.issue().await.unwrap();
     assert!(following.is_silent_for(Duration::from_millis(100)).await);
@@ -130,6 +128,7 @@ async fn half_a_policy_is_never_handed_out() {
     let mut file = std::fs::File::create(home.config.policy.as_ref().unwrap()).unwrap();
     file.write_all(&whole.as_bytes()[..cut]).unwrap();
     for byte in &whole.as_bytes()[cut..] {
+        // The pace of the editor is what is tested.
         tokio::time::sleep(Duration::from_millis(10)).await;
         file.write_all(&[*byte]).unwrap();
     }
@@ -180,6 +179,6 @@ async fn one_agent_may_not_hold_streams_without_end() {
     assert_eq!(refused.code(), Code::ResourceExhausted);
     drop(held);
     let session = &session;
-    eventually("a place is free again", || async { session.clone().follow().await.is_ok() }).await;
+    until("a place is free again", || async { session.clone().follow().await.is_ok() }).await;
     authority.stop().await;
 }

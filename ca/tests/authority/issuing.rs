@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Agent, Home, WEB, WORKLOADS, csr, eventually, metric};
+use crate::support::{Agent, Home, WEB, WORKLOADS, csr, metric, until};
 use countersign_identity::{Role, verify_peer};
 use rustls_pki_types::UnixTime;
 use tonic::Code;
@@ -116,7 +116,7 @@ async fn a_certificate_never_outlives_the_authority_and_an_expired_authority_iss
     assert_eq!(X509Certificate::from_der(&leaf).unwrap().1.validity().not_after.timestamp(), end);
 
     let session = &session;
-    eventually("the authority has expired", || async move {
+    until("the authority has expired", || async move {
         match session.clone().issue().await {
             Ok(_) => false,
             Err(status) => {
@@ -217,7 +217,7 @@ async fn a_handshake_without_a_key_without_tls_or_without_a_word_fails_and_the_n
         // TLS 1.3: the server's refusal arrives with the first read.
         assert!(stream.read_u8().await.is_err(), "no key, no service");
     }
-    eventually("both are counted", || async { failed("tls") >= tls + 2.0 }).await;
+    until("both are counted", || async { failed("tls") >= tls + 2.0 }).await;
 
     let session = Agent::new(&home).dial(&authority).await;
     session.clone().attest_token(&home.token("shop/web", 1).await).await.unwrap();
@@ -233,7 +233,7 @@ async fn the_authority_renews_its_own_certificate_and_serves_on() {
     let authority = home.start().await;
     let agent = Agent::new(&home);
     let home = &home;
-    eventually("the authority has renewed twice", || async {
+    until("the authority has renewed twice", || async {
         home.audit().await.iter().filter(|entry| entry.event == "issued" && entry.source == "authority").count() >= 3
     })
     .await;

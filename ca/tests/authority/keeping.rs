@@ -10,7 +10,7 @@ use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tonic::Code;
 
-use crate::support::{Agent, DEADLINE, Home, eventually, trust_domain};
+use crate::support::{Agent, DEADLINE, Home, trust_domain, until};
 
 async fn database(home: &Home) -> SqliteConnection {
     let options = SqliteConnectOptions::new().filename(home.path("authority.db")).busy_timeout(Duration::from_secs(5));
@@ -67,6 +67,7 @@ async fn with_no_room_left_issuing_stops_cleanly_and_resumes() {
         match session.issue().await {
             Ok(_) => issued += 1,
             Err(status) if status.code() == Code::ResourceExhausted => {
+                // The pace of one who was told that it asks too often.
                 tokio::time::sleep(Duration::from_millis(50)).await
             }
             Err(status) => break status,
@@ -81,7 +82,7 @@ async fn with_no_room_left_issuing_stops_cleanly_and_resumes() {
 
     disk.make_room();
     let session = &session;
-    eventually("issuing resumes", || async { session.clone().issue().await.is_ok() }).await;
+    until("issuing resumes", || async { session.clone().issue().await.is_ok() }).await;
     let verified = audit::verify(&home.config).await.unwrap();
     assert!(verified.rows > i64::try_from(rows).unwrap());
     authority.stop().await;

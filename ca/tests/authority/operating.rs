@@ -8,7 +8,7 @@ use countersign_ca::{Attestor, bundle, status};
 use countersign_identity::Bundle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Agent, Home, PROMPT, WEB, WORKLOADS, eventually, replace};
+use crate::support::{Agent, Home, PROMPT, WEB, WORKLOADS, replace, until};
 
 #[tokio::test]
 async fn a_token_is_made_for_a_registered_workload_only_and_within_bounds() {
@@ -73,7 +73,7 @@ async fn an_applied_registration_can_be_used_within_a_second() {
     let token = home.token("shop/late", 1).await;
     let session = Agent::new(&home).dial(&authority).await;
     let begun = std::time::Instant::now();
-    eventually("the new workload is known", || async { session.clone().attest_token(&token).await.is_ok() }).await;
+    until("the new workload is known", || async { session.clone().attest_token(&token).await.is_ok() }).await;
     assert!(begun.elapsed() < PROMPT, "{:?}", begun.elapsed());
     authority.stop().await;
 }
@@ -112,7 +112,7 @@ async fn the_status_is_read_with_the_authority_up_and_down() {
     session.issue().await.unwrap();
     let mut following = session.follow().await.unwrap();
     following.next().await.unwrap();
-    eventually("the agent is seen", || async { status(&home.config).await.unwrap().agents[0].connected }).await;
+    until("the agent is seen", || async { status(&home.config).await.unwrap().agents[0].connected }).await;
     let up = status(&home.config).await.unwrap();
     assert!(up.running);
     assert_eq!((up.generation, up.key_id, up.not_after), (1, down.key_id, down.not_after));

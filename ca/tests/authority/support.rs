@@ -3,14 +3,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use countersign_ca::{Config, Init, RunError, Serving, audit, init, start};
 use countersign_identity::tls::{Alpn, PeerVerifier, client_config};
 use countersign_identity::{Bundle, Bundles, SpiffeId, TrustDomain};
 use countersign_runtime::Lifecycle;
 use countersign_runtime::telemetry::Metrics;
-pub(crate) use countersign_testing::{DEADLINE, PROMPT};
+pub(crate) use countersign_testing::{DEADLINE, PROMPT, until};
 use countersign_wire::authority::attest_request::Evidence;
 use countersign_wire::authority::authority_client::AuthorityClient;
 use countersign_wire::authority::{
@@ -273,15 +273,6 @@ pub(crate) fn metric(series: &str) -> Option<f64> {
     let text = metrics().render();
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ').map(str::to_owned))?;
     line.parse().ok()
-}
-
-/// Waits until `condition` holds.
-pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
-    let begun = Instant::now();
-    while !condition().await {
-        assert!(begun.elapsed() < DEADLINE, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Puts a file in place by rename, as most editors do.

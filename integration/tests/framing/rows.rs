@@ -1,6 +1,8 @@
 //! The rows of `requests.txt` and `responses.txt`.
 //!
-//! Columns stand between ` | `. In bytes `\r`, `\n`, `\t`, `\\` and `\xHH` are escapes, and `\<text*1000>` repeats.
+//! Columns stand between ` | `; bytes stand there as [`unescape`] takes them.
+
+use countersign_testing::{rows, unescape};
 
 /// What has to come of raw bytes, one after the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +84,7 @@ pub(crate) fn requests() -> Vec<Row> {
         });
         Row { name: names.next().unwrap(), outcomes: outcomes.collect(), raw: unescape(raw), not_for: names.collect() }
     };
-    lines(include_str!("requests.txt")).map(parse).collect()
+    rows(include_str!("requests.txt")).map(parse).collect()
 }
 
 pub(crate) fn replies() -> Vec<Reply> {
@@ -94,33 +96,5 @@ pub(crate) fn replies() -> Vec<Reply> {
         let (raw, ends) = raw.strip_suffix("\\end").map_or((raw, false), |raw| (raw, true));
         Reply { name, method, upload: upload.parse().unwrap(), outcome, raw: unescape(raw), ends }
     };
-    lines(include_str!("responses.txt")).map(parse).collect()
-}
-
-fn lines(text: &'static str) -> impl Iterator<Item = &'static str> {
-    text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'))
-}
-
-fn unescape(text: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut rest = text;
-    while let Some((plain, escape)) = rest.split_once('\\') {
-        bytes.extend_from_slice(plain.as_bytes());
-        let taken = match escape.as_bytes()[0] {
-            b'r' => (bytes.push(b'\r'), 1).1,
-            b'n' => (bytes.push(b'\n'), 1).1,
-            b't' => (bytes.push(b'\t'), 1).1,
-            b'\\' => (bytes.push(b'\\'), 1).1,
-            b'x' => (bytes.push(u8::from_str_radix(&escape[1..3], 16).unwrap()), 3).1,
-            b'<' => {
-                let (repeated, _) = escape[1..].split_once('>').unwrap();
-                let (unit, times) = repeated.rsplit_once('*').unwrap();
-                (bytes.extend(unescape(unit).repeat(times.parse().unwrap())), repeated.len() + 2).1
-            }
-            _ => panic!("unknown escape in {text}"),
-        };
-        rest = &escape[taken..];
-    }
-    bytes.extend_from_slice(rest.as_bytes());
-    bytes
+    rows(include_str!("responses.txt")).map(parse).collect()
 }

@@ -254,6 +254,7 @@ async fn watch(pid: u32, tally: Arc<Tally>) {
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
         let kib: u64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or_default();
         tally.highest.fetch_max(kib << 10, Ordering::Relaxed);
+        // How often it is measured.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -126,6 +126,7 @@ async fn unread(io: impl Future<Output = Stream>) {
     let mut connection = Connection::over(io.await);
     connection.send(b"GET /bytes/100000000 HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     while connection.send(b" ").await.is_ok() {
+        // The pace of its looks, far below the limit that is tested.
         sleep(Duration::from_millis(100)).await;
     }
 }
@@ -156,6 +157,7 @@ async fn http2_used(io: impl Future<Output = Stream>) {
 async fn http2_pings(io: impl Future<Output = Stream>) {
     let mut peer = Peer::begin(io.await, &[]).await.unwrap();
     while peer.send(&frame(PING, 0, 0, b"anybody?")).await.is_ok() {
+        // The pace of its PINGs, far below the limit that is tested.
         sleep(Duration::from_millis(100)).await;
         // What is read is not looked at, but that it ends.
         let mut buffer = [0; 1024];

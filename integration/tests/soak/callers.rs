@@ -27,7 +27,7 @@ pub(crate) struct Caller {
     pub(crate) play: fn(Arc<Ground>, &'static str) -> BoxFuture<'static, Done>,
 }
 
-/// A caller that does `$turn` again and again, with a pause after it.
+/// A caller that does `$turn` again and again, with a pause after it: its share of the load.
 macro_rules! caller {
     ($name:literal, $pause:literal, $state:expr, $turn:expr) => {
         Caller {

@@ -16,7 +16,7 @@ use super::exchange::{End, Ended, Exchange, Up, broke};
 use crate::buffer::Buffer;
 use crate::guard::Malformed;
 use crate::http1::body::{Body, Step};
-use crate::http1::response::{self, Asked};
+use crate::http1::response::{self, Asked, MOST_INTERIM, TOO_MANY_INTERIM};
 use crate::live::Wire;
 use crate::pool::Link;
 
@@ -47,6 +47,8 @@ struct Down {
     asked: Asked,
     input: Buffer,
     out: Buffer,
+    /// How many interim responses there were.
+    interim: u32,
     /// `None` until the response has begun.
     body: Option<Body>,
     /// How many of the bytes received from the next hop may be passed on.
@@ -69,6 +71,7 @@ where
         asked,
         input: Buffer::default(),
         out: Buffer::default(),
+        interim: 0,
         body: None,
         cleared: 0,
         starved: true,
@@ -140,9 +143,10 @@ impl<T: Wire> OverLink<'_, T> {
         {
             return Poll::Ready(Err(End::Broke(error)));
         }
-        let uploaded = self.has_uploaded();
+        // All of it was taken from the caller, though the next hop may not have taken all of it yet.
+        let taken = self.up.body.has_ended() && self.upward.cleared == 0;
         let caller = &mut *self.exchange.caller;
-        let gone = if uploaded { caller.poll_gone(cx) } else { caller.poll_lost(cx) };
+        let gone = if taken { caller.poll_gone(cx) } else { caller.poll_lost(cx) };
         gone.map(Err)
     }
 
@@ -299,7 +303,8 @@ impl<T: Wire> OverLink<'_, T> {
             return Err(broke("it switched protocols without being asked"));
         }
         if head.status.is_informational() {
-            return Ok(());
+            down.interim += 1;
+            return if down.interim > MOST_INTERIM { Err(broke(TOO_MANY_INTERIM)) } else { Ok(()) };
         }
         // One to which the request was not written whole cannot take another.
         let whole = upward.written >= up.head.bytes().len();

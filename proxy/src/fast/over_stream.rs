@@ -17,7 +17,7 @@ use super::exchange::{End, Ended, Exchange, Up, broke};
 use crate::buffer::Buffer;
 use crate::http1::body::Found;
 use crate::http1::convert;
-use crate::http1::response::{Asked, Body};
+use crate::http1::response::{Asked, Body, MOST_INTERIM_HTTP2, TOO_MANY_INTERIM};
 use crate::live::Wire;
 use crate::pool::{Place, Stream, into_io, is_unprocessed};
 
@@ -282,8 +282,11 @@ impl<T: Wire> OverStream<'_, T> {
             match down.response.poll_informational(cx) {
                 Poll::Ready(Some(Ok(head))) => {
                     down.interim += 1;
-                    if head.status() == StatusCode::SWITCHING_PROTOCOLS || down.interim > MOST_INTERIM {
-                        return Poll::Ready(Err(Took::Nonsense("its interim responses are not what was asked for")));
+                    if head.status() == StatusCode::SWITCHING_PROTOCOLS {
+                        return Poll::Ready(Err(Took::Nonsense("it switched protocols without being asked")));
+                    }
+                    if down.interim > MOST_INTERIM_HTTP2 {
+                        return Poll::Ready(Err(Took::Nonsense(TOO_MANY_INTERIM)));
                     }
                     let (status, headers) = (head.status(), head.headers());
                     convert::write_response(status, headers, true, &down.asked, &mut down.out)
@@ -327,9 +330,6 @@ enum Took {
     Stream(h2::Error),
     Nonsense(&'static str),
 }
-
-/// More interim responses than anybody needs.
-const MOST_INTERIM: u32 = 16;
 
 /// Room for the frame of a chunk.
 const CHUNK: usize = 16;

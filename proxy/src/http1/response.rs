@@ -245,4 +245,14 @@ fn explain(error: httparse::Error) -> &'static str {
 /// An upper bound for [`HeadLimits::headers`], so that parsing needs no memory from the heap.
 const MOST_HEADERS: usize = 256;
 
+/// More interim responses to one request than anybody needs; who sends more never means to answer. A storm that ends is
+/// let pass.
+pub(crate) const MOST_INTERIM: u32 = 4096;
+
+/// As [`MOST_INTERIM`], where each is a message that is held until it is taken.
+pub(crate) const MOST_INTERIM_HTTP2: u32 = 16;
+
+/// What is said of who sends more.
+pub(crate) const TOO_MANY_INTERIM: &str = "it sends interim responses without end";
+
 const MALFORMED: &str = "the head of the response is malformed";

@@ -17,9 +17,10 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::PollSender;
 
 use super::received::{Received, Relayed};
-use super::{Answered, Asking, Held, MOST_INTERIM, Unanswered, asked};
+use super::{Answered, Asking, Held, Unanswered, asked};
 use crate::buffer::{Buffer, ReadAhead};
 use crate::http1::body::{Body, Found};
+use crate::http1::response::{MOST_INTERIM, MOST_INTERIM_HTTP2, TOO_MANY_INTERIM};
 use crate::http1::{convert, response};
 use crate::live::Entry;
 use crate::live::body::{BodyError, RequestBody};
@@ -172,14 +173,15 @@ impl Talk {
                 }
                 self.interim += 1;
                 if self.interim > MOST_INTERIM {
-                    let why = "its interim responses have no end";
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, TOO_MANY_INTERIM)));
                 }
                 if head.status == StatusCode::CONTINUE && self.held_back.take().is_some() {
                     // Polled once more, for the body.
                     cx.waker().wake_by_ref();
                 }
-                interim.send(head.status, &headers);
+                if self.interim <= MOST_INTERIM_HTTP2 {
+                    interim.send(head.status, &headers);
+                }
                 continue;
             }
             match self.input.poll_fill(&mut self.link.io, cx)? {

@@ -16,9 +16,10 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::received::Received;
-use super::{Answered, Asking, Held, MOST_INTERIM, Unanswered};
+use super::{Answered, Asking, Held, Unanswered};
 use crate::fault::Hop;
 use crate::http1::convert;
+use crate::http1::response::{MOST_INTERIM_HTTP2, TOO_MANY_INTERIM};
 use crate::live::body::RequestBody;
 use crate::pool::{Place, Pool, Stream, into_io, is_unprocessed};
 use crate::serve::Interim;
@@ -73,9 +74,12 @@ async fn inform(response: &mut ResponseFuture, interim: &Interim) -> io::Result<
     let mut count = 0;
     while let Some(Ok(head)) = poll_fn(|cx| response.poll_informational(cx)).await {
         count += 1;
-        if head.status() == StatusCode::SWITCHING_PROTOCOLS || count > MOST_INTERIM {
-            let why = "its interim responses are not what was asked for";
+        if head.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let why = "it switched protocols without being asked";
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        if count > MOST_INTERIM_HTTP2 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, TOO_MANY_INTERIM));
         }
         interim.send(head.status(), head.headers());
     }

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_config::Changes;
+use countersign_config::{Changes, Patient, read_bytes};
 use countersign_identity::{Bundle, Bundles, Identity, Role, Svid, TrustDomain, verify_peer};
 use countersign_runtime::Lifecycle;
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use super::Waiting;
@@ -39,14 +39,22 @@ pub(crate) async fn follow_identity_files(
     waiting: Waiting,
     lifecycle: Lifecycle,
 ) {
-    let mut changes = Changes::new([files.cert.clone(), files.key.clone(), files.bundle.clone()]);
+    // A file system that hangs holds up nothing but this, and not the end of it either.
+    let mut changes = Changes::unseen([files.cert.clone(), files.key.clone(), files.bundle.clone()]);
+    let mut reader = Patient::new();
     let mut last_problem = None;
     loop {
         let (from, domain) = (files.clone(), trust_domain.clone());
-        // A file system that hangs holds up nothing but this.
-        let loaded = match tokio::task::spawn_blocking(move || load(&from, &domain)).await {
-            Ok(loaded) => loaded,
-            Err(error) => Err(error.to_string()),
+        let read = async {
+            // The first time, so that no change falls between the look and the reading.
+            if !changes.has_looked() {
+                let _ = timeout(AGAIN, changes.look()).await;
+            }
+            reader.run(move || load(&from, &domain)).await.unwrap_or_else(Err)
+        };
+        let loaded = tokio::select! {
+            loaded = read => loaded,
+            () = lifecycle.stopping() => return,
         };
         let problem =
             loaded.and_then(|loaded| take(loaded, &identity, &waiting).map_err(|error| error.to_string())).err();
@@ -70,11 +78,7 @@ pub(crate) async fn follow_identity_files(
 /// Reads a set; the problem names the file.
 fn load(files: &IdentityFiles, trust_domain: &TrustDomain) -> Result<Identity, String> {
     let of = |file: &Path, problem: &dyn std::fmt::Display| format!("{}: {problem}", file.display());
-    let read = |file: &Path| match std::fs::metadata(file) {
-        Ok(metadata) if metadata.len() > LARGEST => Err(of(file, &"is too large to be what it should be")),
-        Ok(_) => std::fs::read(file).map(Zeroizing::new).map_err(|error| of(file, &error)),
-        Err(error) => Err(of(file, &error)),
-    };
+    let read = |file: &Path| read_bytes(file, LARGEST).map(Zeroizing::new).map_err(|error| of(file, &error));
     let (cert, key, bundle) = (read(&files.cert)?, read(&files.key)?, read(&files.bundle)?);
     let svid = Svid::from_pem(&cert, &key).map_err(|error| {
         let file = if error.is_of_key() { &files.key } else { &files.cert };

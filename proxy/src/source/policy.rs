@@ -5,14 +5,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use countersign_config::{Changes, Document, Problems};
+use countersign_config::{Changes, Document, Patient, Problems};
 use countersign_policy::Policy;
 use countersign_runtime::Lifecycle;
 use countersign_wire::policy::FollowRequest;
 use countersign_wire::policy::policy_feed_client::PolicyFeedClient;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Backoff, PATIENCE, Waiting, connect, marked};
 
@@ -24,6 +25,9 @@ const AS_PUSHED: &str = "policy.yaml";
 
 /// The longest policy that is taken, in bytes; what the policy file itself may have, and a little for the frame.
 const MAX_POLICY: usize = (16 << 20) + 1024;
+
+/// How soon a file whose file system did not answer is read again, and how long the first look at it is waited for.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Publishes each policy that the feed at `endpoint` gives, until the process stops.
 pub(crate) async fn follow_feed(
@@ -45,7 +49,7 @@ pub(crate) async fn follow_feed(
             tracing::warn!(%error, "no policy from the feed; what was received stays in force");
         }
         tokio::select! {
-            () = tokio::time::sleep(backoff.next()) => {}
+            () = sleep(backoff.next()) => {}
             () = lifecycle.stopping() => return,
         }
     }
@@ -58,14 +62,34 @@ pub(crate) async fn follow_file(
     waiting: Waiting,
     lifecycle: Lifecycle,
 ) {
-    // Watched before it is read, so that no change falls between the two.
-    let mut changes = Changes::new([file.clone()]);
+    // A file system that hangs holds up nothing but this, and not the end of it either.
+    let mut changes = Changes::unseen([file.clone()]);
+    let mut reader = Patient::new();
+    let mut hangs = false;
     loop {
         let path = file.clone();
-        parse(move || Document::read(&path).and_then(|document| Policy::from_document(&document)), &policy, &waiting)
-            .await;
+        let read = async {
+            // Watched before it is read, so that no change falls between the two.
+            if !changes.has_looked() {
+                let _ = timeout(AGAIN, changes.look()).await;
+            }
+            reader.run(move || Document::read(&path).and_then(|document| Policy::from_document(&document))).await
+        };
+        let read = tokio::select! {
+            read = read => read,
+            () = lifecycle.stopping() => return,
+        };
+        let hung = std::mem::replace(&mut hangs, read.is_err());
+        match read {
+            Ok(parsed) => take(parsed, &policy, &waiting),
+            // Said once, however long it lasts.
+            Err(_) if hung => {}
+            Err(why) => take(Err(Problems::of_file(file.display().to_string(), why)), &policy, &waiting),
+        }
         tokio::select! {
             () = changes.next() => {}
+            // It may answer again without a change to see.
+            () = sleep(AGAIN), if hangs => {}
             () = lifecycle.stopping() => return,
         }
     }

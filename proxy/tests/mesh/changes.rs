@@ -9,11 +9,13 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::support::app::{AppBody, answer};
 use super::support::sidecar::metric;
-use super::support::{ALLOW, App, Authority, CLIENT, LESS, PROMPT, Pair, SERVER, client, free_address, soon, until};
+use super::support::{
+    ALLOW, App, Authority, CLIENT, LESS, PROMPT, Pair, SERVER, Sidecar, client, free_address, soon, until,
+};
 
 async fn echo(request: Request<Incoming>) -> Response<AppBody> {
     Response::new(request.into_body().boxed())
@@ -42,6 +44,22 @@ async fn is_cut(stream: &mut Stream) {
     let next = soon("the end", stream.1.body_mut().frame()).await;
     assert!(matches!(next, Some(Err(_))), "it ended as if it was whole");
     assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
+}
+
+/// Gives `sidecar` another identity by `give`, and waits until it is in force.
+async fn rotate(sidecar: &Sidecar, give: impl FnOnce()) {
+    let (_, before) = client::get(sidecar.admin, "/identity").await;
+    give();
+    until("it is in force", || async { client::get(sidecar.admin, "/identity").await.1 != before }).await;
+}
+
+/// New requests find nobody who may answer.
+async fn has_no_way(pair: &Pair) {
+    let response = client::send(pair.entrance, client::request("GET", "/", client::empty())).await;
+    assert_eq!(
+        (response.status().as_u16(), response.headers()["x-countersign-fault"].to_str().unwrap()),
+        (503, "identity")
+    );
 }
 
 #[tokio::test]
@@ -79,11 +97,7 @@ async fn connections_whose_peer_is_not_trusted_any_more_are_closed() {
     let other = Authority::new();
     pair.server_api.identity(&other.issue(SERVER), &[&other]);
     is_cut(&mut cut).await;
-    let response = client::send(pair.entrance, client::request("GET", "/", client::empty())).await;
-    assert_eq!(
-        (response.status().as_u16(), response.headers()["x-countersign-fault"].to_str().unwrap()),
-        (503, "identity")
-    );
+    has_no_way(&pair).await;
 }
 
 #[tokio::test]
@@ -94,11 +108,7 @@ async fn a_client_closes_connections_to_a_server_that_it_trusts_no_more() {
     let other = Authority::new();
     pair.client_api.identity(&pair.authority.issue(CLIENT), &[&other]);
     is_cut(&mut cut).await;
-    let response = client::send(pair.entrance, client::request("GET", "/", client::empty())).await;
-    assert_eq!(
-        (response.status().as_u16(), response.headers()["x-countersign-fault"].to_str().unwrap()),
-        (503, "identity")
-    );
+    has_no_way(&pair).await;
 }
 
 #[tokio::test]
@@ -138,11 +148,15 @@ async fn rotation_under_load_drops_no_request_and_touches_no_stream() {
             }
         });
     }
+    let more_are_served = async || {
+        let before = served.load(Ordering::Relaxed);
+        until("requests are served", || async { served.load(Ordering::Relaxed) >= before + 40 }).await;
+    };
     for _ in 0..8 {
-        sleep(Duration::from_millis(100)).await;
-        pair.client_api.identity(&pair.authority.issue(CLIENT), &[&pair.authority]);
-        sleep(Duration::from_millis(100)).await;
-        pair.server_api.identity(&pair.authority.issue(SERVER), &[&pair.authority]);
+        rotate(&pair.client, || pair.client_api.identity(&pair.authority.issue(CLIENT), &[&pair.authority])).await;
+        more_are_served().await;
+        rotate(&pair.server, || pair.server_api.identity(&pair.authority.issue(SERVER), &[&pair.authority])).await;
+        more_are_served().await;
     }
     goes_on(&mut long).await;
     done.store(true, Ordering::Relaxed);
@@ -158,9 +172,7 @@ async fn an_expired_peer_gets_no_new_request_and_its_stream_goes_on() {
     let app = App::http1(echo).await;
     let pair = Pair::start("http", app.address).await;
     let short = pair.authority.issue_for(CLIENT, Duration::from_secs(3));
-    pair.client_api.identity(&short, &[&pair.authority]);
-    until("the short one is shown", || async { client::get(pair.entrance, "/").await.0 == 200 }).await;
-    sleep(Duration::from_millis(200)).await;
+    rotate(&pair.client, || pair.client_api.identity(&short, &[&pair.authority])).await;
     let mut long = stream(&pair, "/long").await;
     until("the connection is told to end", || async {
         metric("countersign_connections_ended_total", &["reason=\"expired\"", &pair.label()]) > 0.5
@@ -201,22 +213,15 @@ async fn a_reload_keeps_what_has_not_changed() {
 
 #[tokio::test]
 async fn a_tcp_connection_outlives_rotation() {
-    let app = App::tcp(|mut tcp| async move {
-        let mut byte = [0; 1];
-        while tcp.read_exact(&mut byte).await.is_ok() {
-            tcp.write_all(&byte).await.unwrap();
-        }
-    })
-    .await;
+    let app = App::echo().await;
     let pair = Pair::start("tcp", app.address).await;
     let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
     for _ in 0..5 {
         tcp.write_all(b"x").await.unwrap();
         soon("the echo", tcp.read_exact(&mut [0; 1])).await.unwrap();
-        pair.client_api.identity(&pair.authority.issue(CLIENT), &[&pair.authority]);
-        pair.server_api.identity(&pair.authority.issue(SERVER), &[&pair.authority]);
+        rotate(&pair.client, || pair.client_api.identity(&pair.authority.issue(CLIENT), &[&pair.authority])).await;
+        rotate(&pair.server, || pair.server_api.identity(&pair.authority.issue(SERVER), &[&pair.authority])).await;
         pair.server_api.policy(ALLOW);
-        sleep(Duration::from_millis(50)).await;
     }
 }
 

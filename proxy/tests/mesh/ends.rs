@@ -32,6 +32,7 @@ async fn draining_lets_what_is_under_way_finish_and_takes_nothing_new() {
     assert_eq!(drained.await.status(), 202);
     until("nothing new is taken", || async { TcpStream::connect(pair.inbound).await.is_err() }).await;
     assert!(pair.server.readiness().await.1.contains("draining"));
+    // Time in which it could cut the stream, and must not.
     sleep(Duration::from_millis(300)).await;
     pieces.send("second".into()).unwrap();
     let frame = soon("the second piece", response.body_mut().frame()).await.unwrap().unwrap();
@@ -50,6 +51,7 @@ async fn while_it_drains_the_app_keeps_its_way_out() {
     let app = App::http1(echo).await;
     let mut pair = Pair::start("http", app.address).await;
     pair.client.lifecycle.drain();
+    // Time in which it could close the way out, and must not.
     sleep(Duration::from_millis(500)).await;
     assert_eq!(client::get(pair.entrance, "/").await.0, 200);
     let running = pair.client.running.take().unwrap();

@@ -7,7 +7,6 @@ use countersign_identity::tls::Alpn;
 use countersign_identity::{Bundle, Bundles, Identity, Svid, TrustDomain};
 use countersign_testing::AnyServer;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose};
-use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,12 +18,7 @@ use super::support::{App, CLIENT, Pair, SERVER, Sidecar, WorkloadApi, client, fr
 
 /// Dials the inbound side with any certificate, accepts any server, and says whether a byte comes back.
 async fn knock(pair: &Pair, issued: Option<&Issued>) -> bool {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(AnyServer::new(provider));
+    let config = AnyServer::client();
     let config = match issued {
         Some(issued) => {
             let chain = vec![CertificateDer::from(issued.leaf.clone())];

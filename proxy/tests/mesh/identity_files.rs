@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::support::app::answer;
 use super::support::pki::{Authority, Issued, valid_for};
 use super::support::sidecar::metric;
-use super::support::{ALLOW, App, CLIENT, Pair, SERVER, Sidecar, client, free_address, until};
+use super::support::{ALLOW, App, CLIENT, LESS, Pair, SERVER, Sidecar, client, free_address, soon, until};
 
 /// The files of one workload.
 struct Files(TempDir);
@@ -23,6 +23,19 @@ impl Files {
 
     fn write(&self, name: &str, text: &str) {
         std::fs::write(self.0.path().join(name), text).unwrap();
+    }
+
+    /// Puts a pipe in the place of a file, into which nobody writes: who opens or reads it waits for ever.
+    fn pipe(&self, name: &str) {
+        let next = self.0.path().join("next");
+        assert!(std::process::Command::new("mkfifo").arg(&next).status().unwrap().success());
+        std::fs::rename(next, self.0.path().join(name)).unwrap();
+    }
+
+    /// As [`Files::write`], by rename.
+    fn replace(&self, name: &str, text: &str) {
+        self.write("next", text);
+        std::fs::rename(self.0.path().join("next"), self.0.path().join(name)).unwrap();
     }
 
     fn set(&self, issued: &Issued, authority: &Authority) {
@@ -167,7 +180,7 @@ async fn a_key_that_cannot_be_read_and_files_that_are_not_there_are_waited_for()
     std::fs::remove_file(&key).unwrap();
     std::fs::create_dir(&key).unwrap();
     until("it says what cannot be read", || async {
-        matches!(client::try_get(sidecar.admin, "/ready").await, Some((503, why)) if why.contains("key.pem: Is a directory"))
+        matches!(client::try_get(sidecar.admin, "/ready").await, Some((503, why)) if why.contains("key.pem: it is not a regular file"))
     })
     .await;
     std::fs::remove_dir(&key).unwrap();
@@ -194,4 +207,54 @@ async fn a_new_bundle_is_in_force_at_once_and_another_workload_is_not_taken() {
     pair.client_api.identity(&next.issue(CLIENT), &[&next]);
     until("who is of the next is served", || async { client::get(pair.entrance, "/").await.0 == 200 }).await;
     assert!(metric("countersign_identity_expiry_timestamp_seconds", &[]) > 0.0);
+}
+
+#[tokio::test]
+async fn a_pipe_in_the_place_of_a_file_stops_neither_renewals_nor_the_end() {
+    let authority = Authority::new();
+    let (files, issued) = (Files::new(), authority.issue(SERVER));
+    files.set(&issued, &authority);
+    files.pipe("key.pem");
+    let inbound = free_address();
+    let sidecar = files.sidecar(inbound, free_address());
+    until("the pipe is named", || async {
+        matches!(client::try_get(sidecar.admin, "/ready").await, Some((503, why)) if why.contains("key.pem: it is not a regular file"))
+    })
+    .await;
+    files.replace("key.pem", &issued.key_pem());
+    sidecar.ready().await;
+    // While it runs what was read before stays in force, and the next set is taken.
+    let errors = || metric("countersign_identity_errors_total", &[]);
+    let (before, refused) = (serial(&sidecar).await, errors());
+    files.pipe("cert.pem");
+    until("the pipe is refused", || async { errors() > refused }).await;
+    assert_eq!(serial(&sidecar).await, before);
+    let next = authority.issue(SERVER);
+    files.replace("key.pem", &next.key_pem());
+    files.replace("cert.pem", &next.cert_pem());
+    until("the next set is in force", || async { serial(&sidecar).await != before }).await;
+    let refused = errors();
+    files.pipe("bundle.pem");
+    until("the pipe is refused", || async { errors() > refused }).await;
+    sidecar.lifecycle.stop();
+    soon("every task ends", sidecar.lifecycle.finished()).await;
+}
+
+#[tokio::test]
+async fn a_pipe_in_the_place_of_the_policy_stops_neither_its_changes_nor_the_end() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let (pair, files, server) = pair_with_files(app.address).await;
+    assert_eq!(client::get(pair.entrance, "/").await.0, 200);
+    let refused = || metric("countersign_policy_updates_total", &["result=\"refused\""]);
+    let before = refused();
+    files.pipe("policy.yaml");
+    until("the pipe is refused", || async { refused() > before }).await;
+    assert_eq!(client::get(pair.entrance, "/").await.0, 200, "the policy before stays in force");
+    files.replace("policy.yaml", LESS);
+    until("the next policy is in force", || async { client::get(pair.entrance, "/").await.0 == 403 }).await;
+    let before = refused();
+    files.pipe("policy.yaml");
+    until("the pipe is refused", || async { refused() > before }).await;
+    server.lifecycle.stop();
+    soon("every task ends", server.lifecycle.finished()).await;
 }

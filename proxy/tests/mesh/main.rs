@@ -10,6 +10,7 @@ mod identity_files;
 mod interim;
 mod introductions;
 mod messages;
+mod next_hops;
 mod raw_tcp;
 mod readings;
 mod requests;

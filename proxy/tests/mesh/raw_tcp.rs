@@ -43,13 +43,7 @@ async fn one_half_may_end_before_the_other() {
 
 #[tokio::test]
 async fn a_connection_that_the_policy_comes_to_deny_is_closed_within_a_second() {
-    let app = App::tcp(|mut tcp| async move {
-        let mut byte = [0; 1];
-        while tcp.read_exact(&mut byte).await.is_ok() {
-            tcp.write_all(&byte).await.unwrap();
-        }
-    })
-    .await;
+    let app = App::echo().await;
     let pair = Pair::start("tcp", app.address).await;
     let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
     let mut byte = [0; 1];

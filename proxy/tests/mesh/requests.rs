@@ -159,7 +159,9 @@ async fn break_off(
 
 #[tokio::test]
 async fn nothing_is_sent_again_once_a_byte_of_the_response_came_nor_if_it_is_not_safe() {
-    for (method, second) in [("GET", &b"HTTP/1.1 20"[..]), ("GET", b"nonsense\r\n\r\n"), ("POST", b"")] {
+    for (method, second) in
+        [("GET", &b"HTTP/1.1 20"[..]), ("GET", b"HTTP/1.1 103 Early Hi"), ("GET", b"nonsense\r\n\r\n"), ("POST", b"")]
+    {
         let (seen, mut count) = tokio::sync::mpsc::unbounded_channel();
         let app = App::tcp(move |tcp| break_off(tcp, seen.clone(), second)).await;
         let pair = Pair::start("http", app.address).await;

@@ -1,7 +1,7 @@
 //! Streams: nothing is held back, and an end on one side is an end on the other.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 use super::support::app::{AppBody, answer};
-use super::support::{App, PROMPT, Pair, client, soon};
+use super::support::{App, PROMPT, Pair, client, soon, until};
 
 /// Sends back each piece of the request as it comes.
 async fn echo(request: Request<Incoming>) -> Response<AppBody> {
@@ -76,16 +76,18 @@ async fn an_abort_reaches_the_app_within_a_second() {
         let tcp = tokio::net::TcpStream::connect(pair.entrance).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.unwrap();
         let connection = tokio::spawn(connection);
+        let (begun, mut beginning) = mpsc::unbounded_channel();
         let sent = tokio::spawn(async move {
             let response = sender.send_request(client::request("GET", "/", client::empty())).await;
             if let Ok(mut response) = response {
                 response.body_mut().frame().await;
+                begun.send(()).unwrap();
                 std::future::pending::<()>().await;
             }
         });
         assert_eq!(soon("the app is asked", heard.recv()).await, Some("asked"));
         if !before_the_head {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            soon("the response begins", beginning.recv()).await.unwrap();
         }
         connection.abort();
         sent.abort();
@@ -150,7 +152,7 @@ async fn an_upload_that_breaks_off_does_not_look_complete_to_the_app() {
     let mut tcp = tokio::net::TcpStream::connect(pair.entrance).await.unwrap();
     let head = "POST / HTTP/1.1\r\nhost: app.test\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
     tcp.write_all(head.as_bytes()).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    until("the request is under way", || async { app.accepted.load(Ordering::SeqCst) > 0 }).await;
     drop(tcp);
     // Either the body fails, or hyper drops the handler with its connection: never a whole body.
     let whole = timeout(PROMPT, heard.recv()).await;

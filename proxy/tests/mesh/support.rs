@@ -9,10 +9,10 @@ pub(crate) mod workload_api;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 pub(crate) use app::App;
-pub(crate) use countersign_testing::{PROMPT, free_address};
+pub(crate) use countersign_testing::{PROMPT, free_address, until};
 pub(crate) use pki::Authority;
 pub(crate) use sidecar::{Pair, Sidecar};
 pub(crate) use workload_api::WorkloadApi;
@@ -44,15 +44,6 @@ rules:
 /// What must happen soon.
 pub(crate) async fn soon<F: Future>(what: &str, work: F) -> F::Output {
     timeout(Duration::from_secs(10), work).await.unwrap_or_else(|_| panic!("{what}: it did not happen in time"))
-}
-
-/// Waits until a condition holds.
-pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !holds().await {
-        assert!(Instant::now() < deadline, "{what}: it did not come true in time");
-        sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// Reads until `end` has come, or the other side has ended; everything that was read.

@@ -129,6 +129,7 @@ mod tests {
             metrics::counter!("passing_total", "peer" => "a").increment(1);
         });
         assert!(metrics.render().contains("passing_total{peer=\"a\"} 1"), "{}", metrics.render());
+        // That time makes it pass away is what is tested, and the exporter has a clock of its own.
         std::thread::sleep(Duration::from_millis(60));
         let text = metrics.render();
         assert!(text.contains("lasting_total 1") && !text.contains("passing_total{"), "{text}");

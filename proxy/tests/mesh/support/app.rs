@@ -29,6 +29,16 @@ pub(crate) fn answer(text: impl Into<Bytes>) -> Response<AppBody> {
     Response::new(Full::new(text.into()).map_err(|never: Infallible| match never {}).boxed())
 }
 
+/// A socket on whose connections little is held on the way to it. The kernel of who sends holds some segments, so they are
+/// small.
+pub(crate) fn narrow() -> socket2::Socket {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(1024).unwrap();
+    socket.set_tcp_mss(88).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket
+}
+
 impl App {
     /// Answers in HTTP/1.
     pub(crate) async fn http1<S, F>(answer: S) -> Self
@@ -79,12 +89,40 @@ impl App {
         Self::accept(serve).await
     }
 
+    /// As [`App::tcp`], over connections that hold little on the way to it: who sends more than it reads waits.
+    pub(crate) async fn narrow<S, F>(serve: S) -> Self
+    where
+        S: Fn(TcpStream) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let socket = narrow();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(16).unwrap();
+        Self::serve(TcpListener::from_std(socket.into()).unwrap(), serve)
+    }
+
+    /// Gives back each byte.
+    pub(crate) async fn echo() -> Self {
+        Self::tcp(|mut tcp| async move {
+            let (mut from, mut to) = tcp.split();
+            let _ = tokio::io::copy(&mut from, &mut to).await;
+        })
+        .await
+    }
+
     async fn accept<S, F>(serve: S) -> Self
     where
         S: Fn(TcpStream) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve(TcpListener::bind("127.0.0.1:0").await.unwrap(), serve)
+    }
+
+    fn serve<S, F>(listener: TcpListener, serve: S) -> Self
+    where
+        S: Fn(TcpStream) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
         let address = listener.local_addr().unwrap();
         let accepted = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&accepted);

@@ -1,5 +1,6 @@
 //! An authority that issues whatever it is told, right or wrong.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -37,6 +38,21 @@ impl Issued {
     pub(crate) fn key_sec1_pem(&self) -> String {
         let at = self.key.windows(5).position(|bytes| bytes == [2, 1, 1, 4, 32]).unwrap() - 2;
         pem("EC PRIVATE KEY", &self.key[at..])
+    }
+}
+
+impl Issued {
+    /// How a server of the test's own shows it; it takes every client.
+    pub(crate) fn server(&self, protocol: &str) -> Arc<rustls::ServerConfig> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![self.leaf.clone().into()], self.key.clone().try_into().unwrap())
+            .unwrap();
+        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        Arc::new(config)
     }
 }
 
