@@ -150,10 +150,10 @@ async fn who_does_not_send_its_header_takes_no_more_than_the_part_of_strangers()
             .await;
         let before = ["source", "handshakes", "limit"].map(|reason| refused(&pair, reason));
         let mut held = Vec::new();
-        for number in 0..79 {
+        for number in 0..79_u8 {
             let socket = TcpSocket::new_v4().unwrap();
-            // All of one address, and then one more of each of eight.
-            let address = if number < 11 { 1 } else { 2 + number % 8 };
+            // All that one address may have and one more, and then one of each other.
+            let address = if number < 21 { 1 } else { number };
             socket.bind(SocketAddr::from(([127, 0, 0, address], 0))).unwrap();
             held.push(soon("a connection", socket.connect(listen)).await.unwrap());
         }
