@@ -57,11 +57,19 @@ impl Document {
         let file = path.display().to_string();
         let opened = open_file(path).map_err(|error| unreadable(&file, &error))?;
         let size = opened.metadata().map_err(|error| unreadable(&file, &error))?.len();
-        if size > MAX_FILE {
-            return Err(Problems::of_file(file, format!("is {size} bytes long; the limit is {MAX_FILE}")));
+        let too_long = |size: u64| {
+            let problem = || format!("is {size} bytes long; the limit is {MAX_FILE}");
+            (size > MAX_FILE).then(|| Problems::of_file(file.clone(), problem()))
+        };
+        if let Some(problem) = too_long(size) {
+            return Err(problem);
         }
         let mut text = String::new();
-        opened.take(MAX_FILE).read_to_string(&mut text).map_err(|error| unreadable(&file, &error))?;
+        opened.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|error| unreadable(&file, &error))?;
+        // It may have grown.
+        if let Some(problem) = too_long(text.len() as u64) {
+            return Err(problem);
+        }
         Self::parse(&file, &text)
     }
 

@@ -46,8 +46,8 @@ impl<T: Send + 'static> Default for Patient<T> {
     }
 }
 
-/// How long a file system may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a file system, and who makes something of the file, may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {

@@ -92,10 +92,13 @@ impl Strangers {
         if here.count >= self.sizes.all {
             return Err("handshakes");
         }
-        // No address gets as many as are free, so that something is left for the next however many there are.
+        // Who has as many as are free gets no more, so that something is left for the next however many there are.
         let count = here.sources.get(&source).map_or(0, |of_source| of_source.count);
-        if count >= self.sizes.of_source.min(self.sizes.all - here.count) {
+        if count >= self.sizes.of_source {
             return Err("source");
+        }
+        if count >= self.sizes.all - here.count {
+            return Err("handshakes");
         }
         let new = || OfSource { count: 0, turns: Arc::new(Semaphore::new(self.sizes.turns_of_source)) };
         let of_source = here.sources.entry(source).or_insert_with(new);
@@ -201,7 +204,7 @@ mod tests {
         for got in [64, 64, 64, 32, 16, 8, 4, 2, 1, 1] {
             let address = format!("192.0.2.{}", held.len());
             held.extend(fill(&strangers, &address, got));
-            assert_eq!(admit(&strangers, &address).err(), Some(if held.len() < 256 { "source" } else { "handshakes" }));
+            assert_eq!(admit(&strangers, &address).err(), Some(if got == 64 { "source" } else { "handshakes" }));
         }
         held.pop();
         assert!(admit(&strangers, "198.51.100.1").is_ok());

@@ -121,7 +121,7 @@ impl<T: Wire> Caller<T> {
                 _ => return Poll::Ready(End::CallerGone),
             }
         }
-        Poll::Pending
+        self.poll_lost(cx)
     }
 }
 

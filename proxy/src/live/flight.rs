@@ -137,6 +137,11 @@ impl Flight {
         self.longest_gap.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
     }
 
+    /// Counts bytes from the next hop of what the request was turned into, which is silent when it likes.
+    pub(crate) fn carried_down(&self, bytes: usize) {
+        self.down.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// The longest time between two pieces of the response body, if it had several.
     fn longest_gap(&self) -> Option<Duration> {
         let gap = self.longest_gap.load(Ordering::Relaxed);

@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use countersign_runtime::Lifecycle;
@@ -15,7 +16,7 @@ use http::response::Parts;
 use http::{HeaderValue, Method, Request, Response};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::call::{Back, Call, Incoming, Interim, Switch, Upgraded};
 use super::stream_io::StreamIo;
@@ -148,9 +149,12 @@ where
                 Some(tunnel) => {
                     let io = StreamIo::new(body, stream, Arc::clone(&tunnel.ticket.flight));
                     let gone = io.gone();
+                    let mut carried = pin!(tunnel.carry(async { Ok(io) }));
                     tokio::select! {
-                        () = gone => {}
-                        () = tunnel.carry(async { Ok(io) }) => {}
+                        biased;
+                        () = &mut carried => {}
+                        // What came before the end is still for the next hop, if that takes it.
+                        () = gone => drop(timeout(GRACE, carried).await),
                     }
                 }
                 None if ends => {}
@@ -257,6 +261,9 @@ fn lock(response: &Mutex<SendResponse<Bytes>>) -> MutexGuard<'_, SendResponse<By
 
 /// RFC 8441, section 5.
 const WEBSOCKET: &str = "websocket";
+
+/// How long the next hop may take for what a caller has left behind.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// RFC 9113, section 6.9.1.
 const MOST_WINDOW: u32 = i32::MAX.unsigned_abs();

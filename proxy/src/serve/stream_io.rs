@@ -79,7 +79,7 @@ impl AsyncWrite for StreamIo {
         }
         let (now, _) = bytes.split_at(sender.capacity().min(bytes.len()));
         sender.send_data(Bytes::copy_from_slice(now), false).map_err(into_io)?;
-        self.flight.moved_down(now.len());
+        self.flight.carried_down(now.len());
         Poll::Ready(Ok(now.len()))
     }
 

@@ -14,6 +14,7 @@ use http::{Method, Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, yield_now};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::support::sidecar::metric;
@@ -30,21 +31,26 @@ const SIDES: [Side; 2] = [Side::Outbound, Side::Inbound];
 
 /// A connection of HTTP/2, which knows the settings of the other side.
 async fn connect(pair: &Pair, side: Side) -> SendRequest<Bytes> {
+    connect_held(pair, side).await.0
+}
+
+/// As [`connect`], with the task that holds the connection.
+async fn connect_held(pair: &Pair, side: Side) -> (SendRequest<Bytes>, AbortHandle) {
     match side {
         Side::Outbound => begin(TcpStream::connect(pair.entrance).await.unwrap()).await,
         Side::Inbound => begin(pair.dial(CLIENT, Alpn::Http2).await).await,
     }
 }
 
-async fn begin(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> SendRequest<Bytes> {
+async fn begin(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> (SendRequest<Bytes>, AbortHandle) {
     let (mut sender, connection) = h2::client::handshake(io).await.unwrap();
-    tokio::spawn(connection);
+    let held = tokio::spawn(connection).abort_handle();
     // Its settings have come before the first answer.
     let mut request = Request::new(());
     *request.uri_mut() = "http://app.test/denied/first".parse().unwrap();
     sender = sender.ready().await.unwrap();
     soon("an answer", sender.send_request(request, true).unwrap().0).await.unwrap();
-    sender.ready().await.unwrap()
+    (sender.ready().await.unwrap(), held)
 }
 
 fn connect_to(path: &str) -> http::request::Builder {
@@ -170,6 +176,26 @@ async fn one_with_a_length_is_refused_and_poisons_no_connection_of_the_app() {
             assert_eq!(response.status(), 400, "{side:?} {length}");
         }
         assert!(switched.try_recv().is_err(), "the app hears nothing of it");
+    }
+}
+
+#[tokio::test]
+async fn the_last_words_of_who_goes_at_once_arrive() {
+    let (app, mut switched) = app().await;
+    let pair = Pair::start("http", app.address).await;
+    for round in 0..20 {
+        for side in SIDES {
+            let (mut sender, held) = connect_held(&pair, side).await;
+            let (_response, mut up) = ask(&mut sender, "/socket").await;
+            let (_, mut tcp) = soon("the app", switched.recv()).await.unwrap();
+            up.send_data(Bytes::from_static(b"last words"), round % 2 == 0).unwrap();
+            // They are written, and the connection is gone.
+            yield_now().await;
+            held.abort();
+            let mut words = [0; 10];
+            soon("the last words", tcp.read_exact(&mut words)).await.unwrap();
+            assert_eq!(&words, b"last words");
+        }
     }
 }
 

@@ -9,9 +9,12 @@ mod client;
 use std::path::Path;
 use std::time::Duration;
 
+use countersign_config::read_bytes;
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::{Content, FetchError, Fetched, MAX_VALUE};
@@ -115,9 +118,13 @@ impl Vault {
 
     async fn token(&self) -> Result<HeaderValue, FetchError> {
         let path = self.config.token_file.display();
-        let text = tokio::fs::read(&self.config.token_file).await.map(Zeroizing::new);
+        let file = self.config.token_file.clone();
+        let read = spawn_blocking(move || read_bytes(&file, MAX_TOKEN_FILE).map(Zeroizing::new));
+        let unreadable = |why: String| FetchError::Forbidden(format!("the token in {path} cannot be read: {why}"));
+        let read =
+            timeout(PATIENCE, read).await.map_err(|_| unreadable("the file system does not answer".to_owned()))?;
         let text =
-            text.map_err(|error| FetchError::Forbidden(format!("the token in {path} cannot be read: {error}")))?;
+            read.map_err(|error| unreadable(error.to_string()))?.map_err(|error| unreadable(error.to_string()))?;
         let token = text.trim_ascii();
         if token.is_empty() || token.len() > MAX_TOKEN {
             return Err(FetchError::Forbidden(format!("{path} does not hold a token")));
@@ -159,5 +166,11 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 const REQUESTS: usize = 4;
 const MAX_TOKEN: usize = 16 << 10;
+
+/// With white space around it.
+const MAX_TOKEN_FILE: u64 = 64 << 10;
+
+/// How long the file system of the token may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 const INITIAL_BODY: usize = 16 << 10;
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
