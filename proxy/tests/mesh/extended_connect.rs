@@ -7,6 +7,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::Bytes;
 use countersign_identity::tls::Alpn;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use h2::client::SendRequest;
 use h2::ext::Protocol;
 use h2::{Reason, RecvStream, SendStream};
@@ -14,7 +16,6 @@ use http::{Method, Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, yield_now};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::support::sidecar::metric;
@@ -29,28 +30,39 @@ enum Side {
 
 const SIDES: [Side; 2] = [Side::Outbound, Side::Inbound];
 
+/// A connection of HTTP/2, which lives while this is polled.
+type Held = BoxFuture<'static, ()>;
+
 /// A connection of HTTP/2, which knows the settings of the other side.
 async fn connect(pair: &Pair, side: Side) -> SendRequest<Bytes> {
-    connect_held(pair, side).await.0
+    let (sender, held) = connect_held(pair, side).await;
+    tokio::spawn(held);
+    sender
 }
 
-/// As [`connect`], with the task that holds the connection.
-async fn connect_held(pair: &Pair, side: Side) -> (SendRequest<Bytes>, AbortHandle) {
+async fn connect_held(pair: &Pair, side: Side) -> (SendRequest<Bytes>, Held) {
     match side {
         Side::Outbound => begin(TcpStream::connect(pair.entrance).await.unwrap()).await,
         Side::Inbound => begin(pair.dial(CLIENT, Alpn::Http2).await).await,
     }
 }
 
-async fn begin(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> (SendRequest<Bytes>, AbortHandle) {
-    let (mut sender, connection) = h2::client::handshake(io).await.unwrap();
-    let held = tokio::spawn(connection).abort_handle();
+async fn begin(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> (SendRequest<Bytes>, Held) {
+    let (sender, connection) = h2::client::handshake(io).await.unwrap();
+    let mut held = connection.map(drop).boxed();
+    let mut sender = while_held(&mut held, sender.ready()).await.unwrap();
     // Its settings have come before the first answer.
-    let mut request = Request::new(());
-    *request.uri_mut() = "http://app.test/denied/first".parse().unwrap();
-    sender = sender.ready().await.unwrap();
-    soon("an answer", sender.send_request(request, true).unwrap().0).await.unwrap();
-    (sender.ready().await.unwrap(), held)
+    let request = Request::get("http://app.test/denied/first").body(()).unwrap();
+    let answer = sender.send_request(request, true).unwrap().0;
+    while_held(&mut held, answer).await.unwrap();
+    (while_held(&mut held, sender.ready()).await.unwrap(), held)
+}
+
+async fn while_held<T>(held: &mut Held, work: impl Future<Output = T>) -> T {
+    tokio::select! {
+        () = held => panic!("the connection has ended"),
+        done = soon("an answer", work) => done,
+    }
 }
 
 fn connect_to(path: &str) -> http::request::Builder {
@@ -185,13 +197,13 @@ async fn the_last_words_of_who_goes_at_once_arrive() {
     let pair = Pair::start("http", app.address).await;
     for round in 0..20 {
         for side in SIDES {
-            let (mut sender, held) = connect_held(&pair, side).await;
-            let (_response, mut up) = ask(&mut sender, "/socket").await;
+            let (mut sender, mut held) = connect_held(&pair, side).await;
+            let (_response, mut up) = while_held(&mut held, ask(&mut sender, "/socket")).await;
             let (_, mut tcp) = soon("the app", switched.recv()).await.unwrap();
             up.send_data(Bytes::from_static(b"last words"), round % 2 == 0).unwrap();
-            // They are written, and the connection is gone.
-            yield_now().await;
-            held.abort();
+            // They are written, and the connection is gone before anybody has read them.
+            assert!(futures::poll!(&mut held).is_pending());
+            drop(held);
             let mut words = [0; 10];
             soon("the last words", tcp.read_exact(&mut words)).await.unwrap();
             assert_eq!(&words, b"last words");
