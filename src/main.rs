@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use countersign_runtime::Workers;
 
 use crate::cli::{Cli, Command};
 use crate::exit::Failure;
@@ -33,22 +34,27 @@ fn run(cli: Cli) -> Result<(), Failure> {
         tracing::warn!(%error, "the limit on open files stays as it is");
     }
     install_cryptography()?;
-    let mut builder = match workers() {
-        // Nothing is handed from thread to thread then, which makes a request a tenth cheaper (docs/decisions/009).
-        1 => tokio::runtime::Builder::new_current_thread(),
-        workers => {
-            let mut builder = tokio::runtime::Builder::new_multi_thread();
-            builder.worker_threads(workers);
-            builder
-        }
+    let threads = threads();
+    // What carries traffic has threads of its own for it, none of which hands anything to another (docs/decisions/014).
+    let carries = matches!(cli.command, Command::Sidecar(_) | Command::Proxy(_));
+    let mut builder = if threads == 1 || carries {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(threads);
+        builder
     };
-    let runtime = builder.enable_all().build().map_err(|error| Failure::failed("cannot start", error))?;
+    let cannot_start = |error| Failure::failed("cannot start", error);
+    let runtime = builder.enable_all().build().map_err(cannot_start)?;
+    let workers = || {
+        if threads == 1 { Ok(Workers::on(runtime.handle())) } else { Workers::start(threads).map_err(cannot_start) }
+    };
     let result = runtime.block_on(async {
         match cli.command {
             Command::Demo(options) => demo::run(options).await,
             Command::DemoService(options) => demo::service::run(options).await,
-            Command::Sidecar(options) => sidecar::sidecar(&options).await,
-            Command::Proxy(options) => sidecar::proxy(&options).await,
+            Command::Sidecar(options) => sidecar::sidecar(&options, workers()?).await,
+            Command::Proxy(options) => sidecar::proxy(&options, workers()?).await,
             Command::Agent(options) => sidecar::agent(&options).await,
             Command::Ca(command) => authority::run(command).await,
         }
@@ -68,8 +74,8 @@ fn install_cryptography() -> Result<(), Failure> {
         .map_err(|_| Failure::Failed("two cryptography providers are linked; this is a bug in the build".into()))
 }
 
-/// Worker threads: as many as the CPUs that this process may use (its cgroup's limit counts), at most four. A sidecar
+/// Threads that work: as many as the CPUs that this process may use (its cgroup's limit counts), at most four. A sidecar
 /// shares its host with the service that it serves.
-fn workers() -> usize {
+fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(4)
 }

@@ -12,8 +12,8 @@ use countersign_config::{Changes, Document, Patient, Problems};
 use countersign_identity::TrustDomain;
 use countersign_policy::Policy;
 use countersign_proxy::{Config as ProxyConfig, IdentityFiles, IdentityFrom, PolicyFrom, Surroundings};
-use countersign_runtime::Lifecycle;
 use countersign_runtime::admin::Admin;
+use countersign_runtime::{Lifecycle, Workers};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -47,7 +47,7 @@ impl File {
 }
 
 /// Runs agent and proxy.
-pub(crate) async fn sidecar(options: &ConfigFile) -> Result<(), Failure> {
+pub(crate) async fn sidecar(options: &ConfigFile, workers: Workers) -> Result<(), Failure> {
     // Watched before it is read, so that no change is missed.
     let changes = Changes::new([options.config.clone()]);
     let Some(file) = read_or_check(options)? else { return Ok(()) };
@@ -55,18 +55,17 @@ pub(crate) async fn sidecar(options: &ConfigFile) -> Result<(), Failure> {
     let identity = file.identity();
     let agent = Agent::start(file.agent.clone(), &lifecycle).map_err(|error| agent_failure(&options.config, error))?;
     let ready = agent.ready();
-    let surroundings =
-        Surroundings { identity, metrics, lifecycle: lifecycle.clone(), ready: vec![Box::new(move || ready.now())] };
-    serve(file, changes, options, surroundings).await
+    let ready: Vec<Box<dyn Fn() -> _ + Send + Sync>> = vec![Box::new(move || ready.now())];
+    serve(file, changes, options, Surroundings { identity, metrics, lifecycle, workers, ready }).await
 }
 
 /// Runs the proxy alone: its identity comes from whatever serves the Workload API, or from files.
-pub(crate) async fn proxy(options: &ConfigFile) -> Result<(), Failure> {
+pub(crate) async fn proxy(options: &ConfigFile, workers: Workers) -> Result<(), Failure> {
     let changes = Changes::new([options.config.clone()]);
     let Some(file) = read_or_check(options)? else { return Ok(()) };
     let (lifecycle, metrics) = signals::begin()?;
     let identity = file.identity();
-    serve(file, changes, options, Surroundings { identity, metrics, lifecycle, ready: Vec::new() }).await
+    serve(file, changes, options, Surroundings { identity, metrics, lifecycle, workers, ready: Vec::new() }).await
 }
 
 /// Runs the agent alone, or publishes the secrets once.

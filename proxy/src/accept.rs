@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_runtime::Lifecycle;
+use countersign_runtime::{Lifecycle, Seat, Workers};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -26,19 +26,48 @@ pub(crate) struct Accepted {
     pub(crate) place: Place,
     /// Its place among those that have not proved yet who they are, where that is asked of it.
     pub(crate) stranger: Option<Stranger>,
+    /// Its place with the worker that serves it.
+    pub(crate) seat: Seat,
 }
 
-/// Accepts until `ended`; `serve` runs as a task for each connection.
-pub(crate) async fn accept<F, S>(
-    socket: Arc<TcpListener>,
-    listener: Arc<Listener>,
-    ended: CancellationToken,
-    lifecycle: Lifecycle,
-    serve: S,
-) where
+/// Where connections come in, and what is done with them then.
+pub(crate) struct Door {
+    pub(crate) socket: Arc<TcpListener>,
+    pub(crate) listener: Arc<Listener>,
+    /// Nothing is accepted from then on.
+    pub(crate) ended: CancellationToken,
+    pub(crate) lifecycle: Lifecycle,
+    /// Who serves.
+    pub(crate) workers: Workers,
+}
+
+/// A connection on its way to its worker. Where that is another thread, the event queue there has to learn of it.
+enum Handed {
+    Stays(TcpStream),
+    Goes(std::net::TcpStream),
+}
+
+impl Handed {
+    fn to(seat: &Seat, stream: TcpStream) -> std::io::Result<Self> {
+        if seat.is_apart() { stream.into_std().map(Self::Goes) } else { Ok(Self::Stays(stream)) }
+    }
+
+    /// To be called on the worker.
+    fn arrive(self) -> std::io::Result<TcpStream> {
+        match self {
+            Self::Stays(stream) => Ok(stream),
+            Self::Goes(stream) => TcpStream::from_std(stream),
+        }
+    }
+}
+
+/// Accepts until `ended`; `serve` runs as a task for each connection, on the worker that has the fewest.
+pub(crate) async fn accept<F, S>(door: Door, serve: S)
+where
     S: Fn(Accepted) -> F + Clone + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
+    let Door { socket, listener, ended, lifecycle, workers } = door;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -73,18 +102,27 @@ pub(crate) async fn accept<F, S>(
         };
         // It fails only if the connection is gone already, which its first read will tell.
         let _ = stream.set_nodelay(true);
-        let accepted = Accepted { stream, remote, destination: None, place, stranger };
-        if listener.accept_proxy_protocol.is_none() {
-            lifecycle.spawn(serve(accepted));
-            continue;
-        }
+        let seat = workers.seat();
+        let runtime = seat.runtime().clone();
+        let handed = Handed::to(&seat, stream);
         let (listener, life, serve) = (Arc::clone(&listener), lifecycle.clone(), serve.clone());
-        lifecycle.spawn(async move {
-            let accepts = listener.accept_proxy_protocol.as_ref()?;
-            let accepted = Box::pin(introduced(accepted, accepts, &listener, &life)).await?;
+        let served = async move {
+            let stream = handed.and_then(Handed::arrive);
+            let stream = stream.inspect_err(|error| {
+                listener.metrics.refused("accept");
+                if listener.faults.passes(&listener.name) {
+                    tracing::warn!(listener = %listener.name, %error, "cannot hand a connection to its worker");
+                }
+            });
+            let accepted = Accepted { stream: stream.ok()?, remote, destination: None, place, stranger, seat };
+            let accepted = match &listener.accept_proxy_protocol {
+                None => accepted,
+                Some(accepts) => Box::pin(introduced(accepted, accepts, &listener, &life)).await?,
+            };
             serve(accepted).await;
             Some(())
-        });
+        };
+        lifecycle.spawn_on(served, &runtime);
     }
 }
 

@@ -4,12 +4,12 @@
 //! force at that moment, each request by itself.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use countersign_identity::tls::Alpn;
 use countersign_identity::{Identity, IdentityWatch, Peer, Role, ServerTls, authenticate, tls};
 use countersign_policy::Action;
-use countersign_runtime::Lifecycle;
+use countersign_runtime::{Lifecycle, Seat, Workers};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use rustls_pki_types::UnixTime;
 use tokio::io::AsyncWriteExt;
@@ -32,7 +32,7 @@ use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
 use crate::load::{Place, Share};
-use crate::pool::{Pool, Target};
+use crate::pool::{Pool, Pools, Target};
 use crate::serve::{Call, serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
 use crate::strangers::Stranger;
@@ -51,8 +51,8 @@ pub(crate) struct Inbound {
     decisions: Arc<Decisions>,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
-    /// To the app; made when it is first needed.
-    pool: OnceLock<Arc<Pool>>,
+    /// To the app.
+    pools: Pools,
 }
 
 /// What an inbound listener works with.
@@ -62,6 +62,7 @@ pub(crate) struct Shared {
     pub(crate) decisions: Arc<Decisions>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) lifecycle: Lifecycle,
+    pub(crate) workers: Workers,
 }
 
 /// A connection whose peer is authenticated.
@@ -74,6 +75,8 @@ struct Caller {
     _place: Place,
     /// What the app is told of the peer.
     client_cert: Option<HeaderValue>,
+    /// Its place with the worker that serves it.
+    seat: Seat,
 }
 
 /// On the heap, for it is moved about and much of it is seldom touched.
@@ -86,6 +89,11 @@ impl Inbound {
             Protocol::Grpc => Alpn::Http2,
             Protocol::Tcp => Alpn::None,
         };
+        // What the app speaks is what the listener declares, whatever the caller sends: gRPC knows HTTP/2 alone, and every
+        // other app HTTP/1.1.
+        let target = Target::App { address: config.app.clone(), http2: config.protocol == Protocol::Grpc };
+        let owner = Arc::clone(&listener);
+        let pools = Pools::new(target, owner, &shared.connections, &shared.lifecycle, shared.workers.count());
         Arc::new(Self {
             listener,
             protocol: config.protocol,
@@ -97,15 +105,15 @@ impl Inbound {
             decisions: Arc::clone(&shared.decisions),
             connections: Arc::clone(&shared.connections),
             lifecycle: shared.lifecycle.clone(),
-            pool: OnceLock::new(),
+            pools,
         })
     }
 
     /// Serves one connection until it ends.
     pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted) {
-        let Accepted { stream: tcp, remote, destination, place: _place, stranger } = accepted;
+        let Accepted { stream: tcp, remote, destination, place: _place, stranger, seat } = accepted;
         let destination = destination.or_else(|| tcp.local_addr().ok().filter(|_| self.send_proxy_protocol));
-        let Some((stream, caller)) = Box::pin(self.handshake(tcp, remote, stranger)).await else { return };
+        let Some((stream, caller)) = Box::pin(self.handshake(tcp, remote, stranger, seat)).await else { return };
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let caller = Arc::new(caller);
         let connection = &caller.entry.connection;
@@ -134,6 +142,7 @@ impl Inbound {
         tcp: TcpStream,
         remote: SocketAddr,
         stranger: Option<Stranger>,
+        seat: Seat,
     ) -> Option<(Stream, Caller)> {
         let mut stranger = stranger?;
         let until = stranger.until();
@@ -202,7 +211,7 @@ impl Inbound {
         self.still_trusted(&peer, &made.identity, remote)?;
         let client_cert = client_cert(&made.identity, &peer);
         let inbound = Arc::clone(self);
-        Some((Box::new(stream), Caller { inbound, entry, peer, share, _place: place, client_cert }))
+        Some((Box::new(stream), Caller { inbound, entry, peer, share, _place: place, client_cert, seat }))
     }
 
     /// The trust may have changed during the handshake, when the reviewer did not know of this connection.
@@ -226,16 +235,6 @@ impl Inbound {
             return;
         }
         tracing::warn!(listener = %self.listener.name, %remote, reason, "refused a handshake: {why}");
-    }
-
-    /// The connections to the app. What it speaks is what the listener declares, whatever the caller sends: gRPC knows
-    /// HTTP/2 alone, and every other app HTTP/1.1.
-    fn pool(&self) -> &Arc<Pool> {
-        self.pool.get_or_init(|| {
-            let http2 = self.protocol == Protocol::Grpc;
-            let target = Target::App { address: self.app.clone(), http2 };
-            Pool::new(target, Arc::clone(&self.listener), &self.connections, &self.lifecycle)
-        })
     }
 
     fn enforced(&self) -> Option<Arc<Enforced>> {
@@ -275,7 +274,7 @@ impl Caller {
         if let Err(fault) = self.admit(&call, &mut ticket) {
             return exchange::settle(ticket, &fault, as_grpc);
         }
-        let pool = self.inbound.pool();
+        let pool = fast::Route::pool(&*self);
         let prepare = |headers: &mut HeaderMap| {
             if let Some(client_cert) = &self.client_cert {
                 headers.insert(CLIENT_CERT, client_cert.clone());
@@ -370,7 +369,7 @@ impl fast::Route for Caller {
     }
 
     fn pool(&self) -> &Arc<Pool> {
-        self.inbound.pool()
+        self.inbound.pools.of(self.seat.worker())
     }
 
     fn denied_since(&self, ticket: &Ticket) -> Fault {

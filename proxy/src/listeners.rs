@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::accept::accept;
+use crate::accept::{Door, accept};
 use crate::config::{self, Config, Limits};
 use crate::dial::Workload;
 use crate::inbound::{Inbound, Shared};
@@ -152,28 +152,32 @@ impl Listeners {
 
     fn start(&mut self, plan: Plan, socket: Arc<TcpListener>) -> Running {
         let load = self.load(plan.name());
-        let Shared { identity, connections, lifecycle, .. } = &self.shared;
+        let Shared { identity, connections, lifecycle, workers, .. } = &self.shared;
         let common = Common { identity: identity.clone(), limits: plan.limits, load, access_log: plan.access_log };
         let ended = CancellationToken::new();
         let at = socket.local_addr().unwrap_or_else(|_| plan.address());
+        let door = |listener| Door {
+            socket: Arc::clone(&socket),
+            listener,
+            ended: ended.clone(),
+            lifecycle: lifecycle.clone(),
+            workers: workers.clone(),
+        };
         let (listener, accepting) = match &plan.listener {
             Entry::Inbound(config) => {
                 let listener = Listener::inbound(config, common);
                 let inbound = Inbound::new(Arc::clone(&listener), config, &self.shared);
                 let serve = move |accepted| Arc::clone(&inbound).serve(accepted);
-                let accepts =
-                    accept(Arc::clone(&socket), Arc::clone(&listener), ended.clone(), lifecycle.clone(), serve);
-                (listener, lifecycle.spawn(accepts))
+                (Arc::clone(&listener), lifecycle.spawn(accept(door(listener), serve)))
             }
             Entry::Outbound(config) => {
                 let listener = Listener::outbound(config, common);
                 let (to, expected) = (config.to.clone(), config.identity.clone());
                 let workload = Workload::new(to, expected, identity.clone(), self.waiting.clone());
-                let outbound = Outbound::new(Arc::clone(&listener), config.protocol, workload, connections, lifecycle);
+                let (listening, protocol) = (Arc::clone(&listener), config.protocol);
+                let outbound = Outbound::new(listening, protocol, workload, connections, lifecycle, workers.count());
                 let serve = move |accepted| Arc::clone(&outbound).serve(accepted);
-                let accepts =
-                    accept(Arc::clone(&socket), Arc::clone(&listener), ended.clone(), lifecycle.clone(), serve);
-                (listener, lifecycle.spawn(accepts))
+                (Arc::clone(&listener), lifecycle.spawn(accept(door(listener), serve)))
             }
         };
         tracing::info!(listener = %listener.name, direction = listener.direction.as_str(), address = %at, "listening");

@@ -22,7 +22,7 @@ use crate::guard;
 use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
-use crate::pool::{Pool, Target};
+use crate::pool::{Pool, Pools, Target};
 use crate::serve::{Call, serve_http1, serve_http2};
 use crate::tunnel;
 
@@ -37,7 +37,7 @@ pub(crate) struct Outbound {
 
 enum To {
     /// Requests go over pooled connections.
-    Pool(Arc<Pool>),
+    Pool(Pools),
     /// Each connection goes over one of its own.
     Each { workload: Workload, tls: ClientTls },
 }
@@ -56,12 +56,13 @@ impl Outbound {
         workload: Workload,
         connections: &Arc<Connections>,
         lifecycle: &Lifecycle,
+        workers: usize,
     ) -> Arc<Self> {
         let to = match protocol {
             Protocol::Tcp => To::Each { tls: workload.tls(Alpn::None), workload },
             Protocol::Http | Protocol::Grpc => {
                 let target = Target::mesh(workload, protocol);
-                To::Pool(Pool::new(target, Arc::clone(&listener), connections, lifecycle))
+                To::Pool(Pools::new(target, Arc::clone(&listener), connections, lifecycle, workers))
             }
         };
         Arc::new(Self { listener, protocol, to, connections: Arc::clone(connections), lifecycle: lifecycle.clone() })
@@ -69,7 +70,7 @@ impl Outbound {
 
     /// Serves one connection of the app until it ends.
     pub(crate) async fn serve(self: Arc<Self>, accepted: Accepted) {
-        let Accepted { stream: tcp, remote, place: _place, stranger, .. } = accepted;
+        let Accepted { stream: tcp, remote, place: _place, stranger, seat, .. } = accepted;
         // The app is on this host, and proves nothing.
         drop(stranger);
         let traffic = Arc::new(Traffic::default());
@@ -80,7 +81,7 @@ impl Outbound {
             To::Each { workload, tls } => {
                 Box::pin(self.carry(&entry, Metered::new(tcp, traffic), workload, tls)).await;
             }
-            To::Pool(pool) => {
+            To::Pool(pools) => {
                 let preface = async { self.protocol == Protocol::Grpc || speaks_http2(&tcp).await };
                 let within = timeout(self.listener.limits.head, preface);
                 let http2 = match entry.connection.unless_closed(within).await {
@@ -88,7 +89,7 @@ impl Outbound {
                     Some(Err(_)) => return self.listener.metrics.ended("head"),
                     None => return,
                 };
-                let (outbound, to) = (Arc::clone(&self), Arc::clone(pool));
+                let (outbound, to) = (Arc::clone(&self), Arc::clone(pools.of(seat.worker())));
                 let app = Arc::new(App { outbound, pool: to, entry });
                 let (connection, io) = (&app.entry.connection, Metered::new(tcp, traffic));
                 let answer = |call| Arc::clone(&app).answer(call);

@@ -15,6 +15,7 @@
 mod free;
 pub(crate) mod keep_alive;
 mod link;
+mod of_workers;
 mod open;
 mod proof;
 mod shared;
@@ -33,19 +34,22 @@ use crate::dial::Workload;
 use crate::fault::{Fault, Hop};
 use crate::listener::Listener;
 use crate::live::{Connections, Entry, Flight};
+use crate::telemetry::PoolMetrics;
 use free::Free;
 pub(crate) use link::{Io, Link};
+pub(crate) use of_workers::Pools;
 pub(crate) use shared::{CONNECTION_WINDOW, Place, STREAM_WINDOW, Stream, into_io, is_unprocessed};
 
-/// The connections of one listener to its next hop.
+/// The connections of one listener to its next hop, on one worker.
 pub(crate) struct Pool {
-    target: Target,
+    target: Arc<Target>,
     listener: Arc<Listener>,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
     free: Mutex<Free>,
     /// How many requests are under way.
     turns: AtomicUsize,
+    numbers: PoolMetrics,
 }
 
 /// Where the pool's connections lead.
@@ -89,12 +93,13 @@ impl Target {
 }
 
 impl Pool {
-    pub(crate) fn new(
-        target: Target,
+    fn new(
+        target: Arc<Target>,
         listener: Arc<Listener>,
         connections: &Arc<Connections>,
         lifecycle: &Lifecycle,
     ) -> Arc<Self> {
+        let numbers = listener.metrics.pool();
         let pool = Arc::new(Self {
             target,
             listener,
@@ -102,6 +107,7 @@ impl Pool {
             lifecycle: lifecycle.clone(),
             free: Mutex::default(),
             turns: AtomicUsize::new(0),
+            numbers,
         });
         connections.look_after(&pool);
         pool
@@ -109,7 +115,7 @@ impl Pool {
 
     /// Who is blamed if the next hop fails.
     pub(crate) fn hop(&self) -> Hop {
-        match self.target {
+        match *self.target {
             Target::App { .. } => Hop::App,
             Target::Mesh(_) => Hop::Mesh,
         }
@@ -117,7 +123,7 @@ impl Pool {
 
     /// What stands in `Host` where the request has none.
     pub(crate) fn authority(&self) -> String {
-        match &self.target {
+        match &*self.target {
             Target::App { address, .. } => address.to_string(),
             Target::Mesh(_) => "localhost".to_owned(),
         }
@@ -135,7 +141,7 @@ impl Pool {
 
     /// Where it leads, for who reads of a fault.
     pub(crate) fn address(&self) -> String {
-        match &self.target {
+        match &*self.target {
             Target::App { address, .. } => address.to_string(),
             Target::Mesh(mesh) => mesh.workload.address(),
         }
@@ -231,7 +237,7 @@ impl Pool {
             let mut free = self.free();
             let gone = free.take_out(identity.as_ref());
             let (idle, waiting) = free.numbers();
-            self.listener.metrics.pool(idle, waiting);
+            self.numbers.say(idle, waiting);
             gone
         };
         drop(gone);
@@ -268,7 +274,7 @@ impl Pool {
 
     /// Whether the next hop may be spoken to in HTTP/1.1.
     fn has_links(&self) -> bool {
-        match &self.target {
+        match &*self.target {
             Target::App { http2, .. } => !http2,
             Target::Mesh(mesh) => !mesh.grpc,
         }
@@ -276,7 +282,7 @@ impl Pool {
 
     /// Whether the next hop may be spoken to in HTTP/2.
     fn has_streams(&self, free: &Free) -> bool {
-        match &self.target {
+        match &*self.target {
             Target::App { http2, .. } => *http2,
             Target::Mesh(mesh) => mesh.grpc || !free.no_http2(),
         }
@@ -287,7 +293,7 @@ impl Pool {
     }
 
     fn identity(&self) -> Option<Arc<Identity>> {
-        match &self.target {
+        match &*self.target {
             Target::App { .. } => None,
             Target::Mesh(mesh) => mesh.workload.identity(),
         }
@@ -295,12 +301,6 @@ impl Pool {
 
     fn free(&self) -> MutexGuard<'_, Free> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        self.listener.metrics.pool(0, 0);
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use countersign_identity::Identity;
 use countersign_policy::Policy;
-use countersign_runtime::Lifecycle;
 use countersign_runtime::admin::Readiness;
 use countersign_runtime::telemetry::Metrics;
+use countersign_runtime::{Lifecycle, Workers};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -33,6 +33,8 @@ pub struct Surroundings {
     pub metrics: Metrics,
     /// The life of the process.
     pub lifecycle: Lifecycle,
+    /// Who carries the traffic.
+    pub workers: Workers,
     /// What else must hold before the process is ready, such as the secrets.
     pub ready: Vec<Box<dyn Fn() -> Readiness + Send + Sync>>,
 }
@@ -67,7 +69,7 @@ pub enum ProxyError {
 /// An address cannot be bound at the start.
 pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroundings) -> Result<(), ProxyError> {
     telemetry::describe();
-    let Surroundings { identity: identity_from, metrics, lifecycle, ready } = surroundings;
+    let Surroundings { identity: identity_from, metrics, lifecycle, workers, ready } = surroundings;
     let mut current = config.borrow_and_update().clone();
     let (in_force, config_in_force) = watch::channel(Arc::clone(&current));
     let admin = TcpListener::bind(current.admin).await;
@@ -86,6 +88,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         decisions: Arc::clone(&decisions),
         connections: Arc::clone(&connections),
         lifecycle: lifecycle.clone(),
+        workers,
     };
     let mut listeners = Listeners::new(shared, awaiting_identity.clone());
     listeners.apply(&current).await?;

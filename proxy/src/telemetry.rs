@@ -14,22 +14,45 @@ use crate::listener::Direction;
 use crate::live::{Kind, TlsFacts};
 pub(crate) use requests::{Ended, Requests};
 
+/// The metrics of one pool, which stands in one series with the other pools of its listener, and with those of the
+/// listener before where it was changed: their sum.
+pub(crate) struct PoolMetrics {
+    idle: Gauge,
+    waiting: Gauge,
+    /// What was said last.
+    said: Mutex<(usize, usize)>,
+}
+
 /// The metrics of one listener.
 pub(crate) struct ListenerMetrics {
     direction: &'static str,
     listener: SharedString,
     open: Gauge,
     pooled: Gauge,
-    /// Connections of the pool that are free, and requests that wait for one.
+    /// Connections of its pools that are free, and requests that wait for one.
     pool_idle: Gauge,
     pool_waiting: Gauge,
-    /// What was said of them last: a changed listener and the one before are in the same series, which is their sum.
-    pool: Mutex<(usize, usize)>,
     received: Counter,
     sent: Counter,
     peers: RwLock<HashMap<SpiffeId, Arc<Requests>>>,
     /// Where the peer is not told apart.
     others: Arc<Requests>,
+}
+
+impl PoolMetrics {
+    /// Says how many connections are free, and how many requests wait for one.
+    pub(crate) fn say(&self, idle: usize, waiting: usize) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        self.idle.increment(idle as f64 - said.0 as f64);
+        self.waiting.increment(waiting as f64 - said.1 as f64);
+        *said = (idle, waiting);
+    }
+}
+
+impl Drop for PoolMetrics {
+    fn drop(&mut self) {
+        self.say(0, 0);
+    }
 }
 
 impl ListenerMetrics {
@@ -44,7 +67,6 @@ impl ListenerMetrics {
             pooled: metrics::gauge!("countersign_upstream_connections_open", &labels),
             pool_idle: metrics::gauge!("countersign_upstream_connections_idle", &labels),
             pool_waiting: metrics::gauge!("countersign_upstream_requests_waiting", &labels),
-            pool: Mutex::default(),
             received: metrics::counter!("countersign_bytes_total", "direction" => direction,
                 "listener" => listener.clone(), "flow" => "received"),
             sent: metrics::counter!("countersign_bytes_total", "direction" => direction,
@@ -94,12 +116,9 @@ impl ListenerMetrics {
         .increment(1);
     }
 
-    /// Says how many connections of the pool are free, and how many requests wait for one.
-    pub(crate) fn pool(&self, idle: usize, waiting: usize) {
-        let mut said = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        self.pool_idle.increment(idle as f64 - said.0 as f64);
-        self.pool_waiting.increment(waiting as f64 - said.1 as f64);
-        *said = (idle, waiting);
+    /// Of one of its pools.
+    pub(crate) fn pool(&self) -> PoolMetrics {
+        PoolMetrics { idle: self.pool_idle.clone(), waiting: self.pool_waiting.clone(), said: Mutex::default() }
     }
 
     /// Counts what HTTP/2 told or was told, of an upstream connection: `reset` of a stream, or `goaway`.

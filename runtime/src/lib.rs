@@ -1,7 +1,7 @@
 //! What every long-running process of ours shares, and nothing that is particular to one of them: how it starts and
-//! ends ([`Lifecycle`]), what it shows of itself ([`admin`], [`telemetry`]), how it guards its memory ([`harden`])
-//! how it binds a unix
-//! socket ([`bind_unix`]) and how it keeps an address for another ([`Reserved`]).
+//! ends ([`Lifecycle`]), what it shows of itself ([`admin`], [`telemetry`]), how it guards its memory ([`harden`]),
+//! what carries its traffic ([`Workers`]), how it binds a unix socket ([`bind_unix`]) and how it keeps an address for
+//! another ([`Reserved`]).
 
 pub mod admin;
 mod harden;
@@ -9,8 +9,10 @@ mod lifecycle;
 mod reserve;
 mod socket;
 pub mod telemetry;
+mod workers;
 
 pub use harden::{harden, raise_open_files};
 pub use lifecycle::Lifecycle;
 pub use reserve::Reserved;
 pub use socket::bind_unix;
+pub use workers::{Seat, Workers};

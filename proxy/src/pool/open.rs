@@ -130,7 +130,7 @@ impl Pool {
     }
 
     async fn dial_link(&self) -> Result<Link, Fault> {
-        match &self.target {
+        match &*self.target {
             Target::App { address, .. } => {
                 let (io, entry) = self.open_app(address).await?;
                 Ok(Link::new(Io::app(io), entry, None))
@@ -160,7 +160,7 @@ impl Pool {
     }
 
     async fn open_shared(self: &Arc<Self>) -> Result<Shared, Fault> {
-        let opened = match &self.target {
+        let opened = match &*self.target {
             Target::App { address, .. } => {
                 let (io, entry) = self.open_app(address).await?;
                 shared::open(self, io, entry, None).await
@@ -178,7 +178,7 @@ impl Pool {
     }
 
     async fn open_mesh(&self, tls: &ClientTls) -> Result<(Secured, Arc<Entry>), Fault> {
-        match &self.target {
+        match &*self.target {
             Target::Mesh(mesh) => mesh.workload.open(tls, Kind::Pooled, &self.listener, &self.connections).await,
             Target::App { .. } => Err(Fault::OtherProtocol { to: self.address() }),
         }

@@ -21,3 +21,4 @@ mod support;
 mod taken_back;
 mod uploads;
 mod upstream;
+mod workers;

@@ -6,10 +6,11 @@ use std::sync::{Arc, OnceLock};
 use countersign_identity::tls::Alpn;
 use countersign_identity::{Bundle, Bundles, ClientTls, Identity, SpiffeId, Svid, TrustDomain};
 use countersign_proxy::{Config, IdentityFrom, ProxyError, Surroundings, run};
-use countersign_runtime::Lifecycle;
 use countersign_runtime::telemetry::Metrics;
+use countersign_runtime::{Lifecycle, Workers};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -74,11 +75,16 @@ impl Sidecar {
 
     /// One whose identity comes from elsewhere.
     pub(crate) fn start_from(yaml: &str, identity: IdentityFrom) -> Self {
+        Self::start_with(yaml, identity, Workers::on(&Handle::current()))
+    }
+
+    /// One whose traffic is carried by threads of its own.
+    pub(crate) fn start_with(yaml: &str, identity: IdentityFrom, workers: Workers) -> Self {
         let admin = free_address();
         let (config, updates) = watch::channel(config(&format!("{yaml}admin: {{ listen: '{admin}' }}\n")));
         let lifecycle = Lifecycle::new();
         let surroundings =
-            Surroundings { identity, metrics: metrics(), lifecycle: lifecycle.clone(), ready: Vec::new() };
+            Surroundings { identity, metrics: metrics(), lifecycle: lifecycle.clone(), workers, ready: Vec::new() };
         let running = Some(tokio::spawn(run(updates, surroundings)));
         Self { admin, lifecycle, config, running }
     }
@@ -116,6 +122,12 @@ impl Pair {
 
     /// A pair that is ready, with more lines in both configurations.
     pub(crate) async fn start_with(protocol: &str, app: SocketAddr, more: &str) -> Self {
+        let here = Workers::on(&Handle::current());
+        Self::start_on([&here, &here], protocol, app, more).await
+    }
+
+    /// As [`Pair::start_with`]; who carries the traffic of the outbound side, and of the inbound one.
+    pub(crate) async fn start_on(workers: [&Workers; 2], protocol: &str, app: SocketAddr, more: &str) -> Self {
         let authority = Authority::new();
         let (client_api, server_api) = (WorkloadApi::new(), WorkloadApi::new());
         client_api.identity(&authority.issue(CLIENT), &[&authority]);
@@ -130,8 +142,11 @@ impl Pair {
         );
         let server_config =
             format!("inbound:\n- {{ name: {name}, listen: '{inbound}', app: '{app}', protocol: {protocol} }}\n{more}");
-        let client = Sidecar::start(&client_config, &client_api);
-        let server = Sidecar::start(&server_config, &server_api);
+        let start = |config: &str, api: &WorkloadApi, workers: &Workers| {
+            Sidecar::start_with(config, IdentityFrom::WorkloadApi(api.endpoint()), workers.clone())
+        };
+        let client = start(&client_config, &client_api, workers[0]);
+        let server = start(&server_config, &server_api, workers[1]);
         client.ready().await;
         server.ready().await;
         Self { authority, client, client_api, server, server_api, entrance, inbound, name, client_config }
