@@ -145,10 +145,14 @@ impl Body {
 
     /// Whether the response was ended by order; wakes who carries it when that changes.
     pub(crate) fn poll_cut(&mut self, cx: &Context<'_>) -> Poll<BodyError> {
-        let Source::Passed { blame, .. } = self.source else { return Poll::Pending };
-        let Some(cut) = self.ticket.as_ref().and_then(|ticket| ticket.flight.poll_response(cx)) else {
-            return Poll::Pending;
+        let Some(ticket) = &self.ticket else { return Poll::Pending };
+        let (cut, blame) = match self.source {
+            Source::Empty => return Poll::Pending,
+            // It may be what says that the request was ended, and has some time for that.
+            Source::Text(_) => (ticket.flight.poll_given_up(cx), Blame::Client),
+            Source::Passed { blame, .. } => (ticket.flight.poll_response(cx), blame),
         };
+        let Some(cut) = cut else { return Poll::Pending };
         let error = BodyError::Cut(cut);
         self.broke(&error, blame);
         Poll::Ready(error)
