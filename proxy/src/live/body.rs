@@ -131,6 +131,13 @@ impl Body {
         if let Source::Text(text) = &self.source { text } else { b"" }
     }
 
+    /// Counts the text as sent, for who writes it himself.
+    pub(crate) fn own_text_sent(&self) {
+        if let Some(ticket) = &self.ticket {
+            ticket.flight.moved_down(self.own_text().len());
+        }
+    }
+
     /// The body of a response of the next hop; `blame` has the fault if it breaks.
     pub(crate) fn passed(received: Received, blame: Blame) -> Self {
         let ended = received.is_end_stream();
@@ -197,7 +204,13 @@ impl HttpBody for Body {
             Source::Empty => return Poll::Ready(None),
             Source::Text(text) => {
                 let text = std::mem::take(text);
-                return Poll::Ready((!text.is_empty()).then(|| Ok(Frame::data(text))));
+                if text.is_empty() {
+                    return Poll::Ready(None);
+                }
+                if let Some(ticket) = &this.ticket {
+                    ticket.flight.moved_down(text.len());
+                }
+                return Poll::Ready(Some(Ok(Frame::data(text))));
             }
             Source::Passed { received, blame } => (received, *blame),
         };

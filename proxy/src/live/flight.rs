@@ -247,6 +247,8 @@ pub(crate) struct Ticket {
     entered: Arc<Entered>,
     /// What the policy said.
     pub(crate) outcome: Option<Outcome>,
+    /// Whether its head could not be read, so that method and path are none of the caller's.
+    pub(crate) unread: bool,
     /// The trace that it is part of; looked for if it is logged.
     pub(crate) trace: Option<Trace>,
     status: Option<StatusCode>,
@@ -291,6 +293,7 @@ impl Ticket {
             connection,
             entered,
             outcome: None,
+            unread: false,
             trace: None,
             status: None,
             first_byte: None,
@@ -378,7 +381,7 @@ impl Drop for Ticket {
             self.connection.listener.metrics.aborted(phase);
         }
         self.connection.requests.record(&Ended {
-            method: &flight.method,
+            method: (!self.unread).then_some(&flight.method),
             status,
             blame,
             took,
@@ -395,8 +398,8 @@ impl Drop for Ticket {
                 connection: &self.connection,
                 leg: leg.as_deref(),
                 trace: self.trace.as_ref(),
-                method: &flight.method,
-                path: flight.path(),
+                method: (!self.unread).then_some(&flight.method),
+                path: (!self.unread).then(|| flight.path()),
                 status,
                 blame,
                 outcome: self.outcome.as_ref(),
