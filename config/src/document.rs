@@ -3,12 +3,11 @@
 //! Anchors, aliases, tags and several documents in one file are refused: none of our files needs them, and each
 //! is a way to make a reviewer read something other than what the program reads. So are duplicate keys.
 
-use std::io::Read;
 use std::path::Path;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
-use crate::file::open_file;
+use crate::file::read_file;
 use crate::problem::{Problem, Problems};
 use crate::value::{Sink, Value};
 
@@ -55,21 +54,8 @@ impl Document {
     /// The file cannot be read, is too large or not UTF-8, or is not the YAML that we take (see the module).
     pub fn read(path: &Path) -> Result<Self, Problems> {
         let file = path.display().to_string();
-        let opened = open_file(path).map_err(|error| unreadable(&file, &error))?;
-        let size = opened.metadata().map_err(|error| unreadable(&file, &error))?.len();
-        let too_long = |size: u64| {
-            let problem = || format!("is {size} bytes long; the limit is {MAX_FILE}");
-            (size > MAX_FILE).then(|| Problems::of_file(file.clone(), problem()))
-        };
-        if let Some(problem) = too_long(size) {
-            return Err(problem);
-        }
-        let mut text = String::new();
-        opened.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|error| unreadable(&file, &error))?;
-        // It may have grown.
-        if let Some(problem) = too_long(text.len() as u64) {
-            return Err(problem);
-        }
+        let text = read_file(path, MAX_FILE);
+        let text = text.map_err(|error| Problems::of_file(&file, format!("cannot be read: {error}")))?;
         Self::parse(&file, &text)
     }
 
@@ -106,10 +92,6 @@ impl Document {
             None => Err(Problems::new(problems)),
         }
     }
-}
-
-fn unreadable(file: &str, error: &std::io::Error) -> Problems {
-    Problems::of_file(file, format!("cannot be read: {error}"))
 }
 
 struct Builder<'a> {

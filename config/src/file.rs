@@ -67,4 +67,21 @@ mod tests {
         assert_eq!(read_file(&path, 5).unwrap(), "12345");
         assert_eq!(read_file(&path, 4).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
+
+    /// A file of the kernel says that it is empty, as one does that grows between the look at it and the reading. Which are
+    /// regular files, and as long as the environment of a process is.
+    #[test]
+    fn one_that_has_grown_since_it_was_looked_at_is_read_whole_or_refused() {
+        let environment = [("GROWN", "x".repeat(100_000))];
+        let mut process = std::process::Command::new("cat");
+        process.env_clear().envs(environment).stdin(std::process::Stdio::piped());
+        let mut process = process.spawn().unwrap();
+        let path = std::path::PathBuf::from(format!("/proc/{}/environ", process.id()));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+        let whole = 100_000 + "GROWN=\0".len() as u64;
+        assert_eq!(read_bytes(&path, whole).unwrap().len() as u64, whole);
+        assert_eq!(read_bytes(&path, whole - 1).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
 }

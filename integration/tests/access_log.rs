@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use countersign_integration::plain::Connection;
+use countersign_integration::plain::{Connection, field};
 use countersign_integration::{Mesh, Sidecar, TRUST_DOMAIN, eventually, free_address};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Bytes, Incoming};
@@ -75,8 +75,9 @@ impl Ground {
     }
 }
 
-/// Waits for the lines of requests for `path`.
-async fn lines(sidecar: &Sidecar, path: &str, count: usize) -> Vec<Value> {
+/// Waits for the lines of requests for `path`; null, of those that have none.
+async fn lines(sidecar: &Sidecar, path: impl Into<Value>, count: usize) -> Vec<Value> {
+    let path = path.into();
     eventually("the requests are logged", async || {
         let log = sidecar.process.log();
         let of_path = |line: &Value| line["target"] == "countersign::access" && line["path"] == path;
@@ -210,5 +211,44 @@ async fn a_trace_that_is_none_is_left_out_of_the_log_and_passed_on_as_it_came() 
     assert_eq!(ground.http1("/none", "").await.0, 200);
     for line in ground.lines("/none", 1).await.iter().flatten() {
         assert!(line.get("trace_id").is_none(), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_head_that_cannot_be_read_nothing_is_made_up() {
+    let ground = Ground::start("http").await;
+    let mut connection = Connection::connect(ground.upstream).await.unwrap();
+    connection.send(b"POST /secret HTTP/1.1\nhost: app.test\n\n").await.unwrap();
+    let answer = connection.answer().await.unwrap();
+    assert_eq!(answer.status, 400);
+    let line = &lines(&ground.client, Value::Null, 1).await[0];
+    assert!(line.get("method").is_none() && line.get("path").is_none(), "{line}");
+    assert_eq!((&line["status"], &line["fault"]), (&400.into(), &"client".into()), "{line}");
+    assert_eq!(line["response_bytes"], answer.body.len(), "{line}");
+    let counted = async |method| ground.client.metric("countersign_requests_total", &["outbound", method]).await;
+    assert_eq!((counted("method=\"other\"").await, counted("method=\"GET\"").await), (1.0, 0.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_of_our_own_counts_with_the_body_that_was_sent() {
+    let mut ground = Ground::start("http").await;
+    let (status, told) = ground.http1("/denied", "").await;
+    assert_eq!(status, 403);
+    for line in ground.lines("/denied", 1).await.iter().flatten() {
+        assert_eq!(line["response_bytes"], told.len(), "{line}");
+    }
+    let refused = ground.http1("/a%2fb", "").await.1.len();
+    assert_eq!(ground.http2("/a%2fc", "").await.1.len(), refused);
+    ground.server.process.kill();
+    let unreachable = ground.http1("/unreachable", "").await.1.len();
+    for path in ["/a%2fd", "/unreachable/head"] {
+        let mut connection = Connection::connect(ground.upstream).await.unwrap();
+        connection.send(format!("HEAD {path} HTTP/1.1\r\nhost: app.test\r\n\r\n").as_bytes()).await.unwrap();
+        assert!(field(&connection.head().await.unwrap(), "content-length").is_some_and(|length| length != "0"));
+    }
+    let rows = [("/a%2fb", refused), ("/a%2fc", refused), ("/unreachable", unreachable)];
+    for (path, sent) in rows.into_iter().chain([("/a%2fd", 0), ("/unreachable/head", 0)]) {
+        let line = &lines(&ground.client, path, 1).await[0];
+        assert_eq!(line["response_bytes"], sent, "{line}");
     }
 }

@@ -4,7 +4,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use countersign_integration::{Mesh, Process, Sidecar, eventually, free_address, peers};
+use countersign_integration::{Mesh, Process, Sidecar, binary, eventually, free_address, peers};
+use rustix::process::Signal;
 
 async fn put(bao: SocketAddr, path: &str, json: &str) {
     // A new server takes a moment until its versioned store is ready, and says so.
@@ -139,3 +140,77 @@ async fn a_directory_on_a_disk_is_refused() {
     let grep = std::process::Command::new("grep").args(["-r", "never-on-a-disk"]).arg(on_disk.path()).output().unwrap();
     assert!(grep.stdout.is_empty(), "the value is on the disk");
 }
+
+/// A file system that never answers, which the process alone sees: FUSE, and nobody who serves it.
+fn hang(sidecar: &mut Sidecar, at: &std::path::Path) {
+    std::fs::create_dir(at).unwrap();
+    sidecar.process.kill();
+    let mount =
+        "exec 3<>/dev/fuse && mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 hangs \"$0\" && exec \"$@\"";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-c", mount]).arg(at).arg(binary());
+    command.args(["sidecar", "-c"]).arg(sidecar.path("sidecar.yaml"));
+    sidecar.process = Process::start(&mut command, &sidecar.path("log"));
+}
+
+/// How many threads of a process wait for what nothing but its end can interrupt.
+fn stuck(process: &Process) -> usize {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap();
+    let states = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+    states.filter(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" D"))).count()
+}
+
+#[tokio::test]
+async fn a_token_on_a_file_system_that_hangs_holds_up_no_renewal_no_other_secret_and_not_the_end() {
+    let mut mesh = Mesh::stopped(&["nlp"], "4s", "rules: []\n");
+    mesh.authority.start().await;
+    let mut sidecar = mesh.sidecar(Mesh::service("nlp", free_address(), "http")).await;
+    let (hangs, published, value) = (mesh.path("hangs"), mesh.path("published"), mesh.path("value"));
+    let secrets = mesh.path("secrets.yaml");
+    let vault =
+        |number| format!("  - {{ name: key{number}, from: {{ vault: secret/app{number}, key: key }}, refresh: 1s }}\n");
+    let files: String = (0..SECRETS).map(vault).collect();
+    let yaml = format!(
+        "backends:\n  vault: {{ address: \"http://{}\", auth: {{ token_file: {}/token }} }}\ndirectory: {}\nfiles:\n{files}  \
+         - {{ name: other, from: {{ file: {} }}, refresh: 1s }}\n",
+        free_address(),
+        hangs.display(),
+        published.display(),
+        value.display(),
+    );
+    std::fs::write(&secrets, yaml).unwrap();
+    std::fs::write(&value, "one").unwrap();
+    let config = std::fs::read_to_string(sidecar.path("sidecar.yaml")).unwrap();
+    std::fs::write(sidecar.path("sidecar.yaml"), format!("{config}secrets: {}\n", secrets.display())).unwrap();
+    hang(&mut sidecar, &hangs);
+
+    let shows = async |wanted: &str| {
+        eventually("the other secret is published", async || match std::fs::read_to_string(published.join("other")) {
+            Ok(found) if found == wanted => Ok(()),
+            found => Err(format!("{found:?}\n{}", sidecar.process.log())),
+        })
+        .await;
+    };
+    shows("one").await;
+    let expiry = async || sidecar.json("/identity").await["not_after"].as_u64().unwrap();
+    let first = expiry().await;
+    eventually("each of them was tried", async || {
+        let failed = sidecar.metric("countersign_secrets_fetch_total", &["result=\"forbidden\""]).await;
+        if failed >= SECRETS as f64 { Ok(()) } else { Err(failed) }
+    })
+    .await;
+    // For each of them one that looks for a new token, and one that reads it.
+    assert!((2..=SECRETS + 1).contains(&stuck(&sidecar.process)), "{} threads hang", stuck(&sidecar.process));
+    std::fs::write(&value, "two").unwrap();
+    shows("two").await;
+    eventually("it renews twice", async || {
+        let now = expiry().await;
+        if now > first + 3 { Ok(()) } else { Err(now) }
+    })
+    .await;
+    sidecar.process.signal(Signal::TERM);
+    assert!(sidecar.process.wait(Duration::from_secs(10)).success(), "{}", sidecar.process.log());
+}
+
+/// So many, that one thread for each try would be seen.
+const SECRETS: usize = 8;

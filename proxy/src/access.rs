@@ -18,8 +18,9 @@ pub(crate) struct Line<'a> {
     /// What it went over to another workload, if it got as far as that.
     pub(crate) leg: Option<&'a Connection>,
     pub(crate) trace: Option<&'a Trace>,
-    pub(crate) method: &'a Method,
-    pub(crate) path: &'a str,
+    /// Method and path, if the head could be read.
+    pub(crate) method: Option<&'a Method>,
+    pub(crate) path: Option<&'a str>,
     pub(crate) status: u16,
     pub(crate) blame: Option<Blame>,
     pub(crate) outcome: Option<&'a Outcome>,
@@ -46,8 +47,8 @@ pub(crate) fn log(line: &Line<'_>) {
         remote = %line.connection.remote,
         from,
         to,
-        method = &*shortened(line.method.as_str(), METHOD),
-        path = &*shortened(line.path, PATH),
+        method = line.method.map(|method| shortened(method.as_str(), METHOD)).as_deref(),
+        path = line.path.map(|path| shortened(path, PATH)).as_deref(),
         status = line.status,
         request_bytes = line.up,
         response_bytes = line.down,

@@ -155,7 +155,7 @@ pub(crate) fn report(connection: &Connection, fault: &Fault, ticket: Option<&Tic
         return;
     }
     let peer = connection.peer.as_ref().map(|peer| peer.id().to_string());
-    let request = ticket.map(|ticket| {
+    let request = ticket.filter(|ticket| !ticket.unread).map(|ticket| {
         let action =
             countersign_policy::Action::Http { method: ticket.flight.method.as_str(), path: ticket.flight.path() };
         action.to_string()
@@ -172,6 +172,7 @@ pub(crate) fn open(connection: &Arc<Connection>, call: &Call) -> (Ticket, bool) 
     let parts = &call.parts;
     let target = Target::new(parts.uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str));
     let mut ticket = Ticket::open(connection, parts.method.clone(), target, call.body.is_end_stream());
+    ticket.unread = guard::is_unread(&parts.headers);
     if connection.listener.access_log {
         ticket.trace = Trace::of(&parts.headers);
     }

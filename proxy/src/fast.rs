@@ -288,7 +288,11 @@ impl Tell {
             caller.io.write_all(&text).await?;
             caller.io.flush().await
         };
-        match connection.unless_closed(sent).await {
+        let sent = connection.unless_closed(sent).await;
+        if !self.is_head && matches!(sent, Some(Ok(()))) {
+            response.body().own_text_sent();
+        }
+        match sent {
             Some(Ok(())) if close => Next::Close,
             Some(Ok(())) => Next::Request,
             Some(Err(_)) | None => Next::Gone,

@@ -58,6 +58,11 @@ pub fn check(parts: &Parts, paths: Paths) -> Result<(), Refused> {
     target(parts, paths)
 }
 
+/// Whether a request stands in for one whose head could not be read, so that nothing it says is the caller's.
+pub fn is_unread(headers: &HeaderMap) -> bool {
+    marker::found(headers).is_some()
+}
+
 /// Whether a request has few enough header fields; of HTTP/1, [`Framed`] has seen to that.
 ///
 /// # Errors

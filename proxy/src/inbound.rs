@@ -35,7 +35,7 @@ use crate::load::{Place, Share};
 use crate::pool::{Pool, Pools, Target};
 use crate::serve::{Call, serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
-use crate::strangers::Stranger;
+use crate::strangers::{self, Stranger};
 use crate::tunnel;
 
 /// One inbound listener.
@@ -147,7 +147,12 @@ impl Inbound {
         let mut stranger = stranger?;
         let until = stranger.until();
         let turn = tokio::select! {
+            biased;
             turn = timeout_at(until, stranger.turn()) => turn,
+            () = strangers::left(&tcp) => {
+                self.listener.metrics.refused("left");
+                return None;
+            }
             () = self.lifecycle.stopping() => return None,
         };
         if turn.is_err() {

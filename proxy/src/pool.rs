@@ -221,7 +221,7 @@ impl Pool {
     /// Gives a link to who waits, or keeps it for the next request.
     pub(crate) fn give_back(self: &Arc<Self>, mut link: Link) {
         // One that says more than it was asked is of no use: who comes next would take it for an answer.
-        let stale = !link.shows(self.identity().as_ref()) || link.has_expired(UnixTime::now());
+        let stale = !link.proof.shows(self.identity().as_ref()) || link.proof.has_expired(UnixTime::now());
         if stale || link.patience.is_zero() || !link.is_quiet() {
             return;
         }
@@ -247,7 +247,7 @@ impl Pool {
     fn free_link(&self, identity: Option<&Arc<Identity>>) -> Option<Link> {
         loop {
             let mut link = self.free().fresh_link()?;
-            if link.shows(identity) && link.is_quiet() {
+            if link.proof.shows(identity) && link.is_quiet() {
                 return Some(link);
             }
         }

@@ -12,6 +12,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -61,6 +63,17 @@ pub(crate) struct Stranger {
     turns: Arc<Semaphore>,
     turn: Option<[OwnedSemaphorePermit; 2]>,
     until: Instant,
+}
+
+/// Ends when the other end of `tcp` has closed it, or its half. Nothing is read, and what waits to be read hides nothing:
+/// the kernel tells of the end beside it.
+pub(crate) async fn left(tcp: &TcpStream) {
+    // By itself the priority that is asked for stands for nothing here: no socket is registered for it. What it is
+    // woken by, other than by bytes, is the end.
+    match tcp.ready(Interest::PRIORITY).await {
+        Ok(ready) if ready.is_read_closed() => {}
+        _ => std::future::pending().await,
+    }
 }
 
 impl Sizes {

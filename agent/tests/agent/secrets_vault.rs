@@ -117,6 +117,33 @@ async fn a_new_token_is_taken_up_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_in_the_place_of_the_token_is_named_and_holds_up_nothing() {
+    let (directory, vault) = (Directory::new(), Vault::start().await);
+    vault.put("a", 1, json!({ "v": "one" }));
+    directory.write("other", "1");
+    let files = format!(
+        "  - {{ name: a, from: {{ vault: kv/a, key: v }} }}\n  - {{ name: other, from: {{ file: {} }}, refresh: 1s }}\n",
+        directory.at("other").display()
+    );
+    secrets(&directory, &vault, &files);
+    let token = directory.at("token");
+    std::fs::remove_file(&token).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&token).status().unwrap().success());
+    let running = directory.start();
+    eventually("the reason", || running.reasons().contains("cannot be read: it is not a regular file").then_some(()))
+        .await;
+    directory.shows("other", "1").await;
+    directory.write("other", "2");
+    directory.shows("other", "2").await;
+    std::fs::remove_file(&token).unwrap();
+    directory.write("token", "t0p");
+    directory.shows("a", "one").await;
+    std::fs::remove_file(&token).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&token).status().unwrap().success());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_token_follows_no_redirect_to_another_server() {
     let (directory, vault, other) = (Directory::new(), Vault::start().await, Vault::start().await);
     vault.store(|store| store.redirect = Some(format!("{}/v1/kv/data/a", other.address)));

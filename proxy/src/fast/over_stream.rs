@@ -285,7 +285,7 @@ impl<T: Wire> OverStream<'_, T> {
                     if head.status() == StatusCode::SWITCHING_PROTOCOLS {
                         return Poll::Ready(Err(Took::Nonsense("it switched protocols without being asked")));
                     }
-                    if down.interim > MOST_INTERIM_HTTP2 {
+                    if down.interim > MOST_INTERIM_HTTP2 + 1 {
                         return Poll::Ready(Err(Took::Nonsense(TOO_MANY_INTERIM)));
                     }
                     let (status, headers) = (head.status(), head.headers());

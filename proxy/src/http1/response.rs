@@ -249,7 +249,8 @@ const MOST_HEADERS: usize = 256;
 /// let pass.
 pub(crate) const MOST_INTERIM: u32 = 4096;
 
-/// As [`MOST_INTERIM`], where each is a message that is held until it is taken.
+/// As [`MOST_INTERIM`], where each is a message that is held until it is taken: so many, and one `100 Continue` if there
+/// was none among them, for the caller may wait for it with its body.
 pub(crate) const MOST_INTERIM_HTTP2: u32 = 16;
 
 /// What is said of who sends more.

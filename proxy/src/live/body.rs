@@ -131,6 +131,13 @@ impl Body {
         if let Source::Text(text) = &self.source { text } else { b"" }
     }
 
+    /// Counts the text as sent, for who writes it himself.
+    pub(crate) fn own_text_sent(&self) {
+        if let Some(ticket) = &self.ticket {
+            ticket.flight.moved_down(self.own_text().len());
+        }
+    }
+
     /// The body of a response of the next hop; `blame` has the fault if it breaks.
     pub(crate) fn passed(received: Received, blame: Blame) -> Self {
         let ended = received.is_end_stream();
@@ -145,10 +152,14 @@ impl Body {
 
     /// Whether the response was ended by order; wakes who carries it when that changes.
     pub(crate) fn poll_cut(&mut self, cx: &Context<'_>) -> Poll<BodyError> {
-        let Source::Passed { blame, .. } = self.source else { return Poll::Pending };
-        let Some(cut) = self.ticket.as_ref().and_then(|ticket| ticket.flight.poll_response(cx)) else {
-            return Poll::Pending;
+        let Some(ticket) = &self.ticket else { return Poll::Pending };
+        let (cut, blame) = match self.source {
+            Source::Empty => return Poll::Pending,
+            // It may be what says that the request was ended, and has some time for that.
+            Source::Text(_) => (ticket.flight.poll_given_up(cx), Blame::Client),
+            Source::Passed { blame, .. } => (ticket.flight.poll_response(cx), blame),
         };
+        let Some(cut) = cut else { return Poll::Pending };
         let error = BodyError::Cut(cut);
         self.broke(&error, blame);
         Poll::Ready(error)
@@ -193,7 +204,13 @@ impl HttpBody for Body {
             Source::Empty => return Poll::Ready(None),
             Source::Text(text) => {
                 let text = std::mem::take(text);
-                return Poll::Ready((!text.is_empty()).then(|| Ok(Frame::data(text))));
+                if text.is_empty() {
+                    return Poll::Ready(None);
+                }
+                if let Some(ticket) = &this.ticket {
+                    ticket.flight.moved_down(text.len());
+                }
+                return Poll::Ready(Some(Ok(Frame::data(text))));
             }
             Source::Passed { received, blame } => (received, *blame),
         };

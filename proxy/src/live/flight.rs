@@ -77,8 +77,9 @@ pub(crate) struct Flight {
     seen: AtomicU64,
     quiet: AtomicU32,
     unanswered: AtomicU32,
-    /// For how many looks it has gone on after it was ended by order.
+    /// For how many looks it has gone on after it was ended by order, and whether that was too many.
     lingering: AtomicU32,
+    given_up: AtomicBool,
     /// What broke the request body, until somebody says so.
     spoilt: Mutex<Option<Fault>>,
     /// The connection that it goes over to another workload; noted for the log.
@@ -113,6 +114,13 @@ impl Flight {
     pub(crate) fn poll_response(&self, cx: &Context<'_>) -> Option<Cut> {
         self.response.register(cx.waker());
         self.reason()
+    }
+
+    /// Why it was ended by order, once even our own answer to that has waited too long; wakes the part that carries the
+    /// response when that changes.
+    pub(crate) fn poll_given_up(&self, cx: &Context<'_>) -> Option<Cut> {
+        self.response.register(cx.waker());
+        if self.given_up.load(Ordering::Acquire) { self.reason() } else { None }
     }
 
     /// As [`Flight::reason`], for the part that carries the request.
@@ -205,6 +213,12 @@ impl Flight {
     pub(super) fn lingers(&self) -> u32 {
         self.lingering.fetch_add(1, Ordering::Relaxed) + 1
     }
+
+    /// Ends also what it is answered with.
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+        self.response.wake();
+    }
 }
 
 /// The place of a request in its connection. What carries the response and what carries the request body share it: the
@@ -233,6 +247,8 @@ pub(crate) struct Ticket {
     entered: Arc<Entered>,
     /// What the policy said.
     pub(crate) outcome: Option<Outcome>,
+    /// Whether its head could not be read, so that method and path are none of the caller's.
+    pub(crate) unread: bool,
     /// The trace that it is part of; looked for if it is logged.
     pub(crate) trace: Option<Trace>,
     status: Option<StatusCode>,
@@ -264,6 +280,7 @@ impl Ticket {
             quiet: AtomicU32::new(0),
             unanswered: AtomicU32::new(0),
             lingering: AtomicU32::new(0),
+            given_up: AtomicBool::new(false),
             spoilt: Mutex::new(None),
             leg: Mutex::new(None),
         });
@@ -276,6 +293,7 @@ impl Ticket {
             connection,
             entered,
             outcome: None,
+            unread: false,
             trace: None,
             status: None,
             first_byte: None,
@@ -363,7 +381,7 @@ impl Drop for Ticket {
             self.connection.listener.metrics.aborted(phase);
         }
         self.connection.requests.record(&Ended {
-            method: &flight.method,
+            method: (!self.unread).then_some(&flight.method),
             status,
             blame,
             took,
@@ -380,8 +398,8 @@ impl Drop for Ticket {
                 connection: &self.connection,
                 leg: leg.as_deref(),
                 trace: self.trace.as_ref(),
-                method: &flight.method,
-                path: flight.path(),
+                method: (!self.unread).then_some(&flight.method),
+                path: (!self.unread).then(|| flight.path()),
                 status,
                 blame,
                 outcome: self.outcome.as_ref(),

@@ -147,7 +147,11 @@ fn look_at_requests(connection: &Connection, limits: &Limits, now: UnixTime) {
     let mut stuck = false;
     connection.each_flight(|flight| {
         if flight.reason().is_some() {
-            stuck |= flight.lingers() >= PATIENCE;
+            match flight.lingers() {
+                ..PATIENCE => {}
+                PATIENCE => flight.give_up(),
+                _ => stuck = true,
+            }
             return;
         }
         let (unanswered, quiet) = flight.look();
@@ -179,8 +183,9 @@ async fn breathe(index: usize) {
 /// How often what depends on the time is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// For how many looks a request may go on after it was ended by order. Over HTTP/1 an end waits in line
-/// behind bytes that the caller does not read, and over HTTP/2 a text of ours may; so its connection is closed.
+/// For how many looks a request may go on after it was ended by order. Over HTTP/2 its stream is reset then, behind whose
+/// window the answer may wait that says so. Over HTTP/1 an end waits in line behind bytes that the caller does not
+/// read; what is there at the look after that has its connection closed.
 const PATIENCE: u32 = 2;
 
 /// After how many looks the metrics are tidied up.

@@ -44,7 +44,7 @@ impl Free {
 
     /// A place on a shared connection.
     pub(super) fn stream(&mut self, identity: Option<&Arc<Identity>>) -> Option<Stream> {
-        let fit = |shared: &mut Shared| shared.shows(identity) && shared.has_place();
+        let fit = |shared: &mut Shared| shared.proof.shows(identity) && shared.has_place();
         let (used, shared) = self.shared.iter_mut().find_map(|(used, shared)| fit(shared).then_some((used, shared)))?;
         *used = Instant::now();
         Some(shared.stream())
@@ -95,12 +95,12 @@ impl Free {
         let now = UnixTime::now();
         let links = self.links.extract_if(.., |(since, link)| {
             let fresh = since.elapsed() < link.patience.min(keep_alive::LONGEST);
-            !(fresh && link.shows(identity) && !link.has_expired(now) && link.is_quiet())
+            !(fresh && link.proof.shows(identity) && !link.proof.has_expired(now) && link.is_quiet())
         });
         let links = links.map(|(_, link)| link).collect();
         let shared = self.shared.extract_if(.., |(used, shared)| {
             let idle = shared.is_idle() && used.elapsed() > IDLE_SHARED;
-            idle || shared.has_ended() || !shared.shows(identity) || shared.has_expired(now)
+            idle || shared.has_ended() || !shared.proof.shows(identity) || shared.proof.has_expired(now)
         });
         (links, shared.map(|(_, shared)| shared).collect())
     }

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use countersign_identity::Identity;
 use futures::task::noop_waker_ref;
-use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -21,7 +19,7 @@ use crate::live::{Entry, Metered};
 pub(crate) struct Link {
     pub(crate) io: Io,
     pub(crate) entry: Arc<Entry>,
-    proof: Option<Proof>,
+    pub(super) proof: Proof,
     /// Whether a request went over it before.
     pub(crate) used: bool,
     /// How long it may wait for its next request; zero if it takes none.
@@ -42,7 +40,7 @@ enum Wire {
 }
 
 impl Link {
-    pub(super) fn new(io: Io, entry: Arc<Entry>, proof: Option<Proof>) -> Self {
+    pub(super) fn new(io: Io, entry: Arc<Entry>, proof: Proof) -> Self {
         Self { io, entry, proof, used: false, patience: keep_alive::LONGEST }
     }
 
@@ -56,19 +54,6 @@ impl Link {
         let mut byte = [0];
         let mut context = Context::from_waker(noop_waker_ref());
         Pin::new(&mut self.io).poll_read(&mut context, &mut ReadBuf::new(&mut byte))
-    }
-
-    /// Whether it was made with the identity in force.
-    pub(super) fn shows(&self, identity: Option<&Arc<Identity>>) -> bool {
-        match (&self.proof, identity) {
-            (Some(proof), Some(identity)) => proof.shows(identity),
-            _ => true,
-        }
-    }
-
-    /// Whether its peer's certificate has expired; looked at once a second.
-    pub(super) fn has_expired(&self, now: UnixTime) -> bool {
-        self.proof.as_ref().is_some_and(|proof| proof.has_expired(now))
     }
 }
 

@@ -93,7 +93,7 @@ impl Pool {
         free.opening_links -= 1;
         match opened {
             // The identity may have changed while it was dialled; another is opened in its place.
-            Ok(link) if !link.shows(identity.as_ref()) => outdated = Some(link),
+            Ok(link) if !link.proof.shows(identity.as_ref()) => outdated = Some(link),
             Ok(link) => free.hand_on(link),
             Err(fault @ Fault::OtherProtocol { .. }) => {
                 free.refused(false);
@@ -133,11 +133,11 @@ impl Pool {
         match &*self.target {
             Target::App { address, .. } => {
                 let (io, entry) = self.open_app(address).await?;
-                Ok(Link::new(Io::app(io), entry, None))
+                Ok(Link::new(Io::app(io), entry, Proof::none()))
             }
             Target::Mesh(mesh) => {
                 let (secured, entry) = self.open_http1(mesh).await?;
-                let proof = Some(Proof::of(&secured));
+                let proof = Proof::of(&secured);
                 Ok(Link::new(Io::mesh(secured.stream), entry, proof))
             }
         }
@@ -163,11 +163,11 @@ impl Pool {
         let opened = match &*self.target {
             Target::App { address, .. } => {
                 let (io, entry) = self.open_app(address).await?;
-                shared::open(self, io, entry, None).await
+                shared::open(self, io, entry, Proof::none()).await
             }
             Target::Mesh(mesh) => {
                 let (secured, entry) = self.open_mesh(&mesh.http2).await?;
-                let proof = Some(Proof::of(&secured));
+                let proof = Proof::of(&secured);
                 if !secured.http2 {
                     return Err(Fault::OtherProtocol { to: secured.remote.to_string() });
                 }

@@ -1,4 +1,4 @@
-//! What a connection to another workload was made with.
+//! What a connection was made with.
 
 use std::sync::Arc;
 
@@ -7,9 +7,10 @@ use rustls_pki_types::UnixTime;
 
 use crate::dial::Secured;
 
-/// What a connection to another workload was made with.
-#[derive(Clone)]
-pub(super) struct Proof {
+/// What a connection was made with; to the app there is nothing to prove.
+pub(super) struct Proof(Option<Made>);
+
+struct Made {
     /// The identity that we showed.
     shown: Arc<Identity>,
     /// When the peer's certificate expires.
@@ -17,17 +18,26 @@ pub(super) struct Proof {
 }
 
 impl Proof {
+    /// Of a connection to another workload.
     pub(super) fn of(secured: &Secured) -> Self {
-        Self { shown: Arc::clone(&secured.identity), expires: secured.peer.not_after() }
+        Self(Some(Made { shown: Arc::clone(&secured.identity), expires: secured.peer.not_after() }))
     }
 
-    /// Whether `identity` is the one that we showed.
-    pub(super) fn shows(&self, identity: &Arc<Identity>) -> bool {
-        Arc::ptr_eq(&self.shown, identity)
+    /// Of a connection to the app.
+    pub(super) fn none() -> Self {
+        Self(None)
     }
 
-    /// Whether the peer's certificate has expired.
+    /// Whether it was made with the identity in force.
+    pub(super) fn shows(&self, identity: Option<&Arc<Identity>>) -> bool {
+        match (&self.0, identity) {
+            (Some(made), Some(identity)) => Arc::ptr_eq(&made.shown, identity),
+            _ => true,
+        }
+    }
+
+    /// Whether the peer's certificate has expired; looked at once a second.
     pub(super) fn has_expired(&self, now: UnixTime) -> bool {
-        now > self.expires
+        self.0.as_ref().is_some_and(|made| now > made.expires)
     }
 }

@@ -9,11 +9,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use countersign_identity::Identity;
 use futures::task::noop_waker_ref;
 use h2::client::{self, Connection, SendRequest};
 use h2::{Ping, PingPong, Reason};
-use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{interval_at, timeout};
 
@@ -26,7 +24,7 @@ use crate::live::Entry;
 pub(super) struct Shared {
     sender: SendRequest<Bytes>,
     carrier: Arc<Carrier>,
-    proof: Option<Proof>,
+    pub(super) proof: Proof,
 }
 
 /// What all streams of a connection share.
@@ -72,19 +70,6 @@ impl Shared {
             || matches!(self.sender.poll_ready(&mut context), Poll::Ready(Err(_)))
     }
 
-    /// Whether it was made with the identity in force.
-    pub(super) fn shows(&self, identity: Option<&Arc<Identity>>) -> bool {
-        match (&self.proof, identity) {
-            (Some(proof), Some(identity)) => proof.shows(identity),
-            _ => true,
-        }
-    }
-
-    /// Whether its peer's certificate has expired.
-    pub(super) fn has_expired(&self, now: UnixTime) -> bool {
-        self.proof.as_ref().is_some_and(|proof| proof.has_expired(now))
-    }
-
     /// Keeps a place for a request.
     pub(super) fn stream(&self) -> Stream {
         self.carrier.streams.fetch_add(1, Ordering::Relaxed);
@@ -128,7 +113,7 @@ impl Drop for Place {
 ///
 /// # Errors
 /// The connection broke, or the peer allows nothing within the time for a handshake.
-pub(super) async fn open<T>(pool: &Arc<Pool>, io: T, entry: Arc<Entry>, proof: Option<Proof>) -> io::Result<Shared>
+pub(super) async fn open<T>(pool: &Arc<Pool>, io: T, entry: Arc<Entry>, proof: Proof) -> io::Result<Shared>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

@@ -53,6 +53,8 @@ struct Talk {
     heard: bool,
     /// How many interim responses there were.
     interim: u32,
+    /// Whether one of them said that the body is wanted.
+    consented: bool,
     /// Data of it that is being written; with `chunked` the end of the chunk follows.
     data: Bytes,
     /// Received and not used yet.
@@ -103,6 +105,7 @@ pub(super) async fn send(
         left,
         heard: false,
         interim: 0,
+        consented: false,
         data,
         input,
     };
@@ -175,13 +178,15 @@ impl Talk {
                 if self.interim > MOST_INTERIM {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, TOO_MANY_INTERIM)));
                 }
-                if head.status == StatusCode::CONTINUE && self.held_back.take().is_some() {
+                let first_consent = head.status == StatusCode::CONTINUE && !self.consented;
+                if first_consent && self.held_back.take().is_some() {
                     // Polled once more, for the body.
                     cx.waker().wake_by_ref();
                 }
-                if self.interim <= MOST_INTERIM_HTTP2 {
+                if self.interim <= MOST_INTERIM_HTTP2 || first_consent {
                     interim.send(head.status, &headers);
                 }
+                self.consented |= first_consent;
                 continue;
             }
             match self.input.poll_fill(&mut self.link.io, cx)? {

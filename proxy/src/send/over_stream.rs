@@ -78,7 +78,7 @@ async fn inform(response: &mut ResponseFuture, interim: &Interim) -> io::Result<
             let why = "it switched protocols without being asked";
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
-        if count > MOST_INTERIM_HTTP2 {
+        if count > MOST_INTERIM_HTTP2 + 1 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, TOO_MANY_INTERIM));
         }
         interim.send(head.status(), head.headers());

@@ -19,7 +19,8 @@ pub(crate) struct Requests {
 
 /// A request that has ended.
 pub(crate) struct Ended<'a> {
-    pub(crate) method: &'a Method,
+    /// `None` if its head could not be read.
+    pub(crate) method: Option<&'a Method>,
     /// 499 if there was no answer.
     pub(crate) status: u16,
     pub(crate) blame: Option<Blame>,
@@ -66,7 +67,8 @@ impl Requests {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = ended.at;
         let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         let Series { counts, durations, first_byte, up, down, gap } = &mut *series;
-        let method = METHODS.iter().position(|known| *known == ended.method.as_str()).unwrap_or(METHODS.len() - 1);
+        let known = |method: &Method| METHODS.iter().position(|known| *known == method.as_str());
+        let method = ended.method.and_then(known).unwrap_or(METHODS.len() - 1);
         let status = usize::from(ended.status / 100).min(STATUSES.len() - 1);
         let fault = ended.blame.map_or(0, |blame| blame as usize + 1);
         let place = (method * STATUSES.len() + status) * FAULTS.len() + fault;

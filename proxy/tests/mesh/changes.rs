@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use hyper::client::conn::http2;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -236,4 +237,48 @@ async fn a_policy_file_is_followed() {
     assert_eq!(client::get(pair.entrance, "/stays/x").await.0, 200);
     std::fs::write(&file, ALLOW).unwrap();
     until("it is taken up", || async { client::get(pair.entrance, "/other").await.0 == 200 }).await;
+}
+
+/// Pairs that have a free connection each: one of HTTP/1.1, one of HTTP/2.
+async fn connected() -> [(App, Pair, http2::SendRequest<client::Body>); 2] {
+    let apps = [("http", App::http1(echo).await), ("grpc", App::http2(echo).await)];
+    let connected = apps.map(|(protocol, app)| async move {
+        let pair = Pair::start(protocol, app.address).await;
+        let mut sender = client::http2(pair.entrance).await;
+        assert_eq!(ask(&mut sender).await, 200);
+        (app, pair, sender)
+    });
+    futures::future::join_all(connected).await.try_into().unwrap_or_else(|_| unreachable!("two and two"))
+}
+
+async fn ask(sender: &mut http2::SendRequest<client::Body>) -> u16 {
+    let request = Request::get("http://app.test/").body(client::empty()).unwrap();
+    let response = soon("a response", sender.send_request(request)).await.unwrap();
+    let status = response.status().as_u16();
+    response.into_body().collect().await.unwrap();
+    status
+}
+
+#[tokio::test]
+async fn a_request_after_a_rotation_goes_over_a_connection_that_shows_the_new_identity() {
+    for (_app, pair, mut sender) in connected().await {
+        let handshakes =
+            || metric("countersign_handshakes_total", &["direction=\"inbound\"", "result=\"ok\"", &pair.label()]);
+        assert_eq!(ask(&mut sender).await, 200);
+        assert!((handshakes() - 1.0).abs() < 0.1, "the connection is kept");
+        rotate(&pair.client, || pair.client_api.identity(&pair.authority.issue(CLIENT), &[&pair.authority])).await;
+        assert_eq!(ask(&mut sender).await, 200);
+        assert!((handshakes() - 2.0).abs() < 0.1, "{}", handshakes());
+    }
+}
+
+#[tokio::test]
+async fn a_kept_connection_is_of_no_use_once_the_certificate_at_its_other_end_has_expired() {
+    for (_app, pair, mut sender) in connected().await {
+        let short = pair.authority.issue_for(SERVER, Duration::from_secs(3));
+        rotate(&pair.server, || pair.server_api.identity(&short, &[&pair.authority])).await;
+        rotate(&pair.client, || pair.client_api.identity(&pair.authority.issue(CLIENT), &[&pair.authority])).await;
+        assert_eq!(ask(&mut sender).await, 200);
+        until("no request goes over it", || async { ask(&mut sender.clone()).await == 503 }).await;
+    }
 }

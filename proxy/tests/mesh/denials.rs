@@ -1,13 +1,15 @@
 //! What is answered when a request may not, or cannot, go on.
 
-use http::Request;
+use bytes::Bytes;
+use countersign_identity::tls::Alpn;
+use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::support::app::answer;
 use super::support::sidecar::metric;
-use super::support::{ALLOW, App, CLIENT, Pair, SERVER, Sidecar, WorkloadApi, client, free_address, soon, until};
+use super::support::{ALLOW, App, CLIENT, LESS, Pair, SERVER, Sidecar, WorkloadApi, client, free_address, soon, until};
 
 #[tokio::test]
 async fn a_denial_has_an_id_and_only_the_operator_learns_why() {
@@ -151,4 +153,37 @@ async fn more_connections_than_the_limit_are_closed_and_counted() {
     let mut third = TcpStream::connect(pair.entrance).await.unwrap();
     assert!(matches!(soon("it is closed", third.read(&mut [0; 1])).await, Ok(0) | Err(_)));
     assert!(metric("countersign_connections_refused_total", &["reason=\"limit\"", &pair.label()]) > 0.5);
+}
+
+#[tokio::test]
+async fn an_answer_of_ours_that_its_caller_does_not_take_ends_its_stream_and_no_other() {
+    let app = App::http1(|request| async move {
+        if !request.uri().path().starts_with("/stays") {
+            std::future::pending::<()>().await;
+        }
+        let mut response = answer("");
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response
+    })
+    .await;
+    let pair = Pair::start("http", app.address).await;
+    let io = pair.dial(CLIENT, Alpn::Http2).await;
+    // No body gets through.
+    let builder = h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(io);
+    let (sender, connection) = builder.await.unwrap();
+    tokio::spawn(connection);
+    let mut sender = sender.ready().await.unwrap();
+    let mut ask = |path: &str| {
+        let request = Request::get(format!("http://app.test{path}")).body(()).unwrap();
+        sender.send_request(request, true).unwrap().0
+    };
+    let stuck = ask("/under/way");
+    until("it is under way", || async { app.accepted.load(std::sync::atomic::Ordering::SeqCst) > 0 }).await;
+    pair.server_api.policy(LESS);
+    let stuck = soon("an answer", stuck).await.unwrap();
+    assert_eq!(stuck.status(), 403);
+    let ended = soon("the end of its stream", stuck.into_body().data()).await.unwrap().unwrap_err();
+    assert!(ended.is_reset() && ended.is_remote(), "{ended}");
+    assert_eq!(soon("an answer", ask("/stays/here")).await.unwrap().status(), 204);
+    assert!(metric("countersign_connections_ended_total", &["reason=\"stuck\"", &pair.label()]) < 0.5);
 }

@@ -337,3 +337,31 @@ async fn other_protocols_and_other_listeners_know_nothing_of_it() {
         assert!(!connect(&grpc, side).await.is_extended_connect_protocol_enabled(), "{side:?}");
     }
 }
+
+#[tokio::test]
+async fn its_silences_are_not_counted_as_those_of_responses() {
+    let (app, mut switched) = app().await;
+    let pair = Pair::start("http", app.address).await;
+    let mut ended = 0.0;
+    for side in SIDES {
+        let mut sender = connect(&pair, side).await;
+        let (response, mut up) = ask(&mut sender, "/socket").await;
+        let (_, mut tcp) = soon("the app", switched.recv()).await.unwrap();
+        let mut down = response.into_body();
+        for _ in 0..3 {
+            tcp.write_all(b"on").await.unwrap();
+            let data = soon("bytes", down.data()).await.unwrap().unwrap();
+            down.flow_control().release_capacity(data.len()).unwrap();
+        }
+        drop(tcp);
+        up.send_data(Bytes::new(), true).unwrap();
+        assert!(rest(&mut down).await.unwrap().is_empty());
+        // The first request of each connection, and this one; each on every side that it passes.
+        ended += if matches!(side, Side::Outbound) { 4.0 } else { 2.0 };
+        until("it was counted", || async {
+            metric("countersign_response_body_bytes_count", &[&pair.label()]) > ended - 0.5
+        })
+        .await;
+        assert!(metric("countersign_response_longest_gap_seconds_count", &[&pair.label()]) < 0.5, "{side:?}");
+    }
+}

@@ -97,3 +97,42 @@ async fn without_end_they_are_cut() {
         assert_eq!(soon("the response", response).await.unwrap().status(), 502);
     }
 }
+
+#[tokio::test]
+async fn consent_that_comes_after_many_others_is_still_heard() {
+    let app = App::tcp(|mut tcp| async move {
+        read_to(&mut tcp, "\r\n\r\n").await;
+        // Consent comes once; what else is said of it is no more than any other.
+        let many = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(20);
+        let consent = "HTTP/1.1 100 Continue\r\n\r\n".repeat(3);
+        tcp.write_all(format!("{many}{consent}").as_bytes()).await.unwrap();
+        let mut body = [0; 5];
+        tcp.read_exact(&mut body).await.unwrap();
+        tcp.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+    })
+    .await;
+    let pair = Pair::start("http", app.address).await;
+    let outbound = connect(TcpStream::connect(pair.entrance).await.unwrap()).await;
+    let inbound = connect(pair.dial(CLIENT, Alpn::Http2).await).await;
+    // Of a crowd most go over streams between the sidecars.
+    for (sender, crowd) in [(&outbound, 1), (&outbound, 32), (&inbound, 1)] {
+        let asked: Vec<_> = (0..crowd)
+            .map(|_| {
+                let request = Request::post("http://app.test/").header("expect", "100-continue");
+                let request = request.header("content-length", "5").body(()).unwrap();
+                sender.clone().send_request(request, false).unwrap()
+            })
+            .collect();
+        for (mut response, mut body) in asked {
+            let mut hints = 0;
+            while next(&mut response).await.status() == StatusCode::EARLY_HINTS {
+                hints += 1;
+            }
+            body.send_data(Bytes::from_static(b"hello"), true).unwrap();
+            assert!(hints <= 16, "{hints}");
+            let more = soon("the end of them", poll_fn(|cx| response.poll_informational(cx))).await;
+            assert!(more.is_none(), "{more:?}");
+            assert_eq!(soon("the response", response).await.unwrap().status(), 204);
+        }
+    }
+}

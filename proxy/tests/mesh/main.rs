@@ -9,6 +9,7 @@ mod identities;
 mod identity_files;
 mod interim;
 mod introductions;
+mod leavers;
 mod messages;
 mod next_hops;
 mod raw_tcp;

@@ -8,14 +8,14 @@ use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
 use super::support::app::{AppBody, answer};
 use super::support::sidecar::{any_name, metric};
-use super::support::{App, CLIENT, Pair, client, soon, until};
+use super::support::{App, CLIENT, PROMPT, Pair, client, soon, until};
 
 /// Another workload of the mesh.
 const OTHER: &str = "spiffe://example.org/ns/t/sa/other";
@@ -252,4 +252,38 @@ async fn a_flood_of_denials_is_answered_and_counted_but_not_explained() {
     let kept = decisions.as_array().unwrap().len();
     assert!((50..=at_most).contains(&kept), "{kept} of at most {at_most}");
     assert!(metric("countersign_faults_total", &["reason=\"denied\"", &pair.label()]) > 199.5);
+}
+
+#[tokio::test]
+async fn who_leaves_before_its_turn_makes_room_whatever_it_has_said() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    // Of these 64 may be there from one address, and 16 handshake.
+    let pair = Pair::start_with("http", app.address, "limits: { connections: 512, handshake: 60s }\n").await;
+    let mut strangers = Vec::new();
+    for _ in 0..64 {
+        strangers.push(silent(&pair, "127.0.1.1").await);
+    }
+    drop(silent(&pair, "127.0.1.1").await);
+    until("there is no room", || async { refused(&pair, "source") > 0.5 }).await;
+    let mut leaving = strangers.split_off(16);
+    let start = Instant::now();
+    for (number, mut tcp) in leaving.drain(..).enumerate() {
+        match number % 4 {
+            0 => {}
+            1 => tcp.write_all(b"something that is read by nobody").await.unwrap(),
+            2 => tcp.set_zero_linger().unwrap(),
+            _ => {
+                tcp.write_all(b"something that is read by nobody").await.unwrap();
+                tcp.set_zero_linger().unwrap();
+            }
+        }
+    }
+    until("all of them are seen to leave", || async { refused(&pair, "left") > 47.5 }).await;
+    assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
+    for _ in 0..48 {
+        strangers.push(silent(&pair, "127.0.1.1").await);
+    }
+    drop(silent(&pair, "127.0.1.1").await);
+    until("there is no room again", || async { refused(&pair, "source") > 1.5 }).await;
+    assert!(refused(&pair, "source") < 2.5, "they found room");
 }

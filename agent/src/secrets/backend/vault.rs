@@ -6,14 +6,14 @@
 mod answer;
 mod client;
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use countersign_config::read_bytes;
+use countersign_config::{Patient, read_bytes};
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
-use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -30,12 +30,14 @@ pub(super) struct Vault {
     client: Client,
     /// Requests under way at once.
     places: Semaphore,
+    /// Reads the token, once at a time: a file system that hangs holds one thread, and no more.
+    tokens: Mutex<Patient<io::Result<Zeroizing<Vec<u8>>>>>,
 }
 
 impl Vault {
     pub(super) fn new(config: VaultConfig) -> Result<Self, VaultError> {
         let client = client::new(&config)?;
-        Ok(Self { config, client, places: Semaphore::new(REQUESTS) })
+        Ok(Self { config, client, places: Semaphore::new(REQUESTS), tokens: Mutex::default() })
     }
 
     pub(super) fn token_file(&self) -> &Path {
@@ -119,12 +121,11 @@ impl Vault {
     async fn token(&self) -> Result<HeaderValue, FetchError> {
         let path = self.config.token_file.display();
         let file = self.config.token_file.clone();
-        let read = spawn_blocking(move || read_bytes(&file, MAX_TOKEN_FILE).map(Zeroizing::new));
+        let read = move || read_bytes(&file, MAX_TOKEN_FILE).map(Zeroizing::new);
+        let read = timeout(PATIENCE, async { self.tokens.lock().await.run(read).await });
         let unreadable = |why: String| FetchError::Forbidden(format!("the token in {path} cannot be read: {why}"));
-        let read =
-            timeout(PATIENCE, read).await.map_err(|_| unreadable("the file system does not answer".to_owned()))?;
-        let text =
-            read.map_err(|error| unreadable(error.to_string()))?.map_err(|error| unreadable(error.to_string()))?;
+        let read = read.await.unwrap_or_else(|_| Err("the file system does not answer".to_owned()));
+        let text = read.map_err(unreadable)?.map_err(|error| unreadable(error.to_string()))?;
         let token = text.trim_ascii();
         if token.is_empty() || token.len() > MAX_TOKEN {
             return Err(FetchError::Forbidden(format!("{path} does not hold a token")));
