@@ -30,6 +30,9 @@ enum Side {
 
 const SIDES: [Side; 2] = [Side::Outbound, Side::Inbound];
 
+/// How long nothing is taken from who is stuck, however busy the machine is.
+const STUCK: Duration = Duration::from_secs(2);
+
 /// A connection of HTTP/2, which lives while this is polled.
 type Held = BoxFuture<'static, ()>;
 
@@ -222,7 +225,7 @@ async fn who_goes_while_the_app_reads_nothing_is_seen_to_go() {
         // Until nothing more is taken.
         up.reserve_capacity(1 << 20);
         let mut sent = 0;
-        while let Ok(Some(Ok(capacity))) = timeout(Duration::from_millis(500), poll_fn(|cx| up.poll_capacity(cx))).await
+        while let Ok(Some(Ok(capacity))) = timeout(STUCK, poll_fn(|cx| up.poll_capacity(cx))).await
         {
             up.send_data(vec![7; capacity].into(), false).unwrap();
             up.reserve_capacity(1 << 20);
