@@ -35,6 +35,7 @@ use crate::load::{Place, Share};
 use crate::pool::{Pool, Target};
 use crate::serve::{Call, serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
+use crate::spans::Spans;
 use crate::strangers::Stranger;
 use crate::tunnel;
 
@@ -55,13 +56,14 @@ pub(crate) struct Inbound {
     pool: OnceLock<Arc<Pool>>,
 }
 
-/// What an inbound listener works with.
+/// What listeners work with.
 pub(crate) struct Shared {
     pub(crate) identity: IdentityWatch,
     pub(crate) enforced: EnforcedWatch,
     pub(crate) decisions: Arc<Decisions>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) lifecycle: Lifecycle,
+    pub(crate) spans: Option<Arc<Spans>>,
 }
 
 /// A connection whose peer is authenticated.

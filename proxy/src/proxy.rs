@@ -23,6 +23,7 @@ use crate::live::{Connections, Kind, Reviewer, review};
 use crate::source::{
     IdentityFiles, Waiting, enforce, follow_feed, follow_file, follow_identity, follow_identity_files,
 };
+use crate::spans::Spans;
 use crate::telemetry;
 
 /// What the data path is given by the process that it runs in.
@@ -80,12 +81,14 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     let awaiting_policy = Waiting::new("policy: none was received yet");
     let connections = Arc::new(Connections::default());
     let decisions = Arc::new(Decisions::new());
+    let spans = current.tracing.as_ref().map(|tracing| Spans::start(tracing, identity.clone(), &lifecycle));
     let shared = Shared {
         identity: identity.clone(),
         enforced: enforced.clone(),
         decisions: Arc::clone(&decisions),
         connections: Arc::clone(&connections),
         lifecycle: lifecycle.clone(),
+        spans: spans.clone(),
     };
     let mut listeners = Listeners::new(shared, awaiting_identity.clone());
     listeners.apply(&current).await?;
@@ -161,10 +164,23 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         if newest.admin != current.admin {
             tracing::warn!(address = %newest.admin, "the admin endpoint moves there at the next start");
         }
+        let same = match (&spans, &newest.tracing) {
+            (Some(spans), Some(changed)) => spans.take_up(changed),
+            (spans, changed) => spans.is_none() && changed.is_none(),
+        };
+        if !same {
+            tracing::warn!("the changes of `tracing`, but for `sample`, are taken up at the next start");
+        }
         in_force.send_replace(Arc::clone(&newest));
         current = newest;
     }
     drain(&mut listeners, &connections, &current, &lifecycle).await;
+    if let Some(spans) = spans {
+        // What is still under way ends now, and leaves its spans.
+        lifecycle.stop();
+        lifecycle.finished().await;
+        spans.flush().await;
+    }
     Ok(())
 }
 
