@@ -19,5 +19,6 @@ mod slow_readers;
 mod streams;
 mod support;
 mod taken_back;
+mod traces;
 mod uploads;
 mod upstream;
