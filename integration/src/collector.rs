@@ -62,7 +62,9 @@ impl Collector {
         // The last line may not be whole yet.
         let text = std::fs::read_to_string(&self.file).unwrap_or_default();
         let requests = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        requests.flat_map(|request| items(&request["resourceSpans"]).flat_map(of_resource).collect::<Vec<_>>()).collect()
+        requests
+            .flat_map(|request| items(&request["resourceSpans"]).flat_map(of_resource).collect::<Vec<_>>())
+            .collect()
     }
 }
 

@@ -10,7 +10,8 @@ use countersign_integration::{
     Collector, Mesh, Process, Sidecar, Span, TRUST_DOMAIN, binary, eventually, free_address, peers,
 };
 use rustix::process::Signal;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 const RULES: &str = "\
 rules:
@@ -28,23 +29,28 @@ struct Ground {
     mesh: Mesh,
     client: Sidecar,
     server: Sidecar,
-    _app: Process,
     upstream: SocketAddr,
 }
 
 impl Ground {
-    /// A pair whose spans go to `collector`, in front of an app that answers with the `traceparent` that it was told.
-    async fn start(collector: SocketAddr, more: &str) -> Self {
+    /// A pair whose spans go to `collector`, in front of an app at `listen`.
+    async fn before(listen: SocketAddr, collector: SocketAddr, more: &str) -> Self {
         let tracing = format!("tracing: {{ endpoint: \"http://{collector}\", {more} }}\n");
         let mesh = Mesh::start(&["client", "server"], RULES).await;
-        let listen = free_address();
-        let section = format!("server {{ listen {listen}; return 200 $http_traceparent; }}");
-        let app = peers::nginx(&mesh.path("nginx"), &section, listen).await;
         let server = Mesh::service("server", listen, "http").with(&tracing);
         let mut client = Mesh::service("client", free_address(), "http").with(&tracing);
         let upstream = client.calls(&server);
         let (client, server) = (mesh.sidecar(client).await, mesh.sidecar(server).await);
-        Self { mesh, client, server, _app: app, upstream }
+        Self { mesh, client, server, upstream }
+    }
+
+    /// A pair in front of an app that answers with the `traceparent` that it was told.
+    async fn start(collector: SocketAddr, more: &str) -> (Self, Process) {
+        let listen = free_address();
+        let ground = Self::before(listen, collector, more).await;
+        let section = format!("server {{ listen {listen}; return 200 $http_traceparent; }}");
+        let app = peers::nginx(&ground.mesh.path("nginx"), &section, listen).await;
+        (ground, app)
     }
 
     /// Asks for `path` as part of the trace: the status, and what the app was told.
@@ -84,7 +90,7 @@ fn id(name: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_sidecar_tells_of_a_request_and_the_next_hop_is_told_of_its_span() {
     let address = free_address();
-    let ground = Ground::start(address, "sample: 0").await;
+    let (ground, _app) = Ground::start(address, "sample: 0").await;
     let collector = Collector::start(&ground.mesh.path("collector"), address).await;
     let (status, told) = ground.ask("/orders?secret=1").await;
     let (client, server) = both(&collector, "/orders").await;
@@ -113,7 +119,7 @@ async fn each_sidecar_tells_of_a_request_and_the_next_hop_is_told_of_its_span() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_refused_is_an_error_with_its_reason() {
     let address = free_address();
-    let ground = Ground::start(address, "sample: 0, service: shop").await;
+    let (ground, _app) = Ground::start(address, "sample: 0, service: shop").await;
     let collector = Collector::start(&ground.mesh.path("collector"), address).await;
     assert_eq!(ground.ask("/denied").await.0, 403);
     let (client, server) = both(&collector, "/denied").await;
@@ -123,9 +129,43 @@ async fn what_is_refused_is_an_error_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgraded_connection_is_a_span_until_it_ends() {
+    let address = free_address();
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ground = Ground::before(app.local_addr().unwrap(), address, "sample: 0").await;
+    let collector = Collector::start(&ground.mesh.path("collector"), address).await;
+    let mut caller = TcpStream::connect(ground.upstream).await.unwrap();
+    let head = format!(
+        "GET /raw HTTP/1.1\r\nhost: a\r\ntraceparent: 00-{TRACE}-{CALLER}-01\r\nconnection: upgrade\r\nupgrade: raw\r\n\r\n"
+    );
+    caller.write_all(head.as_bytes()).await.unwrap();
+    let mut called = app.accept().await.unwrap().0;
+    let switches = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: raw\r\n\r\nbytes";
+    called.write_all(switches.as_bytes()).await.unwrap();
+    let mut told = [0; 1024];
+    let mut head = String::new();
+    while !head.contains("traceparent: ") || !head.ends_with("\r\n\r\n") {
+        let count = called.read(&mut told).await.unwrap();
+        assert!(count > 0, "{head}");
+        head.push_str(std::str::from_utf8(&told[..count]).unwrap());
+    }
+    drop(called);
+    let mut answered = String::new();
+    caller.read_to_string(&mut answered).await.unwrap();
+    assert!(answered.ends_with("\r\n\r\nbytes"), "{answered}");
+    drop(caller);
+    let (client, server) = both(&collector, "/raw").await;
+    assert!(head.contains(&format!("traceparent: 00-{TRACE}-{}-01\r\n", server.id)), "{head}");
+    for (span, parent) in [(&client, CALLER), (&server, &client.id)] {
+        assert_eq!((&span.parent[..], span.status), (parent, 0), "{span:?}");
+        assert_eq!(span.attributes["http.response.status_code"], "101");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_is_down_costs_no_request_and_is_told_of_new_ones_when_it_is_back() {
     let address = free_address();
-    let ground = Ground::start(address, "sample: 1").await;
+    let (ground, _app) = Ground::start(address, "sample: 1").await;
     for _ in 0..10 {
         assert_eq!(ground.ask("/while-down").await.0, 200);
     }
@@ -148,9 +188,12 @@ async fn a_collector_that_is_down_costs_no_request_and_is_told_of_new_ones_when_
     })
     .await;
     assert_eq!(ground.logged("the collector takes spans again"), 1);
-    eventually("they are there", async || {
-        if collector.trace(TRACE).is_empty() { Err("nothing is there") } else { Ok(()) }
-    })
+    eventually(
+        "they are there",
+        async || {
+            if collector.trace(TRACE).is_empty() { Err("nothing is there") } else { Ok(()) }
+        },
+    )
     .await;
 }
 
@@ -158,7 +201,7 @@ async fn a_collector_that_is_down_costs_no_request_and_is_told_of_new_ones_when_
 async fn a_collector_that_hangs_costs_spans_but_no_request_and_no_time_at_the_end() {
     // Connections are taken by the kernel, and nobody ever answers on them.
     let hangs = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut ground = Ground::start(hangs.local_addr().unwrap(), "sample: 1").await;
+    let (mut ground, _app) = Ground::start(hangs.local_addr().unwrap(), "sample: 1").await;
     let mut connection = Connection::connect(ground.upstream).await.unwrap();
     eventually("what finds no room is dropped", async || {
         for _ in 0..500 {
@@ -177,7 +220,7 @@ async fn a_collector_that_hangs_costs_spans_but_no_request_and_no_time_at_the_en
 async fn the_last_spans_are_sent_before_the_end_with_one_processor_and_with_several() {
     for processors in ["0", "0,1"] {
         let address = free_address();
-        let mut ground = Ground::start(address, "sample: 0").await;
+        let (mut ground, _app) = Ground::start(address, "sample: 0").await;
         let collector = Collector::start(&ground.mesh.path("collector"), address).await;
         ground.client.process.kill();
         // The number of processors decides on the runtime.

@@ -62,7 +62,8 @@ pub enum ProxyError {
 }
 
 /// Serves until the process has drained or stops. `config` holds the configuration and its changes; one that cannot be
-/// taken up leaves the one before in force.
+/// taken up leaves the one before in force. Where spans are recorded it stops the process, so that those of all requests
+/// are sent.
 ///
 /// # Errors
 /// An address cannot be bound at the start.

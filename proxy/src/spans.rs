@@ -137,8 +137,7 @@ impl Span {
 
     /// Sends it off, with what became of the request.
     pub(crate) fn end(&self, line: &Line<'_>) {
-        let (Ok(trace), Ok(span)) =
-            (TraceId::from_hex(self.trace.trace_id()), SpanId::from_hex(self.trace.span_id()))
+        let (Ok(trace), Ok(span)) = (TraceId::from_hex(self.trace.trace_id()), SpanId::from_hex(self.trace.span_id()))
         else {
             return;
         };

@@ -1,4 +1,6 @@
-module countersign/collector
+// OpenTelemetry's collector, built from its published modules, as what takes the spans of the integration tests. 0.162.0,
+// because of 0.164.0 the module proxy did not serve every part (403) when this was pinned.
+module countersign/integration/peers/collector
 
 go 1.26.0
 

@@ -138,7 +138,11 @@ impl Exports for Sender {
         let sent = sent.unwrap_or(Err(OTelSdkError::Timeout(PATIENCE)));
         self.waiting.fetch_sub(count, Ordering::AcqRel);
         let spans = u64::try_from(count).unwrap_or(u64::MAX);
-        if sent.is_ok() { self.exported.increment(spans) } else { self.failed.increment(spans) }
+        if sent.is_ok() {
+            self.exported.increment(spans)
+        } else {
+            self.failed.increment(spans)
+        }
         match (&sent, self.fails.swap(sent.is_err(), Ordering::Relaxed)) {
             (Err(error), false) => {
                 tracing::warn!(endpoint = %self.endpoint, %error, "the collector takes no spans; requests go on");

@@ -1,10 +1,15 @@
 //! What goes on of a trace: the header `traceparent` with which a request reaches the app, whichever way it takes.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use hyper::body::Incoming;
+use tokio::sync::Barrier;
 
 use super::support::app::{AppBody, answer};
 use super::support::client::{empty, http1, http2, request, text};
+use super::support::sidecar::metric;
 use super::support::{App, Pair, free_address, soon};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -99,6 +104,29 @@ async fn a_sampled_trace_goes_on_with_a_span_of_ours_as_the_parent_on_every_path
         }
     }
 }
+
+#[tokio::test]
+async fn requests_that_share_connections_go_on_with_spans_of_their_own() {
+    let crowd = Arc::new(Barrier::new(CROWD));
+    let app = App::http1(move |request| {
+        let crowd = Arc::clone(&crowd);
+        async move {
+            crowd.wait().await;
+            tell(request).await
+        }
+    })
+    .await;
+    let pair = Pair::start_with("http", app.address, &tracing(0.0)).await;
+    let said = [traceparent("00", "01")];
+    let told = futures::future::join_all((0..CROWD).map(|_| ask(&pair, Form::Fast, &said))).await;
+    let spans: HashSet<_> = told.iter().map(|(parents, _)| parts(parents).1).collect();
+    assert_eq!(spans.len(), CROWD);
+    let opened = metric("countersign_upstream_connections_open", &["outbound", &pair.label()]);
+    assert!(opened < CROWD as f64, "{opened} connections: none was shared");
+}
+
+/// So many that they share connections between the sidecars (docs/decisions/009).
+const CROWD: usize = 32;
 
 #[tokio::test]
 async fn what_is_not_sampled_arrives_as_it_came_on_every_path() {
