@@ -126,7 +126,8 @@ impl Span {
                 let (begin, rest) = line.split_at_checked(name.as_str().len()).unwrap_or_default();
                 begin.eq_ignore_ascii_case(name.as_str().as_bytes()) && rest.starts_with(b":")
             };
-            if !is(&PARENT) && !(self.begins_trace() && is(&STATE)) {
+            let replaced = is(&PARENT) || (self.begins_trace() && is(&STATE));
+            if !replaced {
                 said.push(line);
             }
         }

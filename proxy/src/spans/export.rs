@@ -167,7 +167,7 @@ fn count(result: &'static str) -> Counter {
     metrics::counter!("countersign_spans_total", "result" => result)
 }
 
-/// How many spans wait or are on their way at most: a megabyte or two.
+/// How many spans wait or are on their way at most: a few megabytes, if all paths are long.
 const QUEUE: usize = 2048;
 
 /// How many go out together at most, and how long one waits for others.
