@@ -35,7 +35,7 @@ struct Ground {
 impl Ground {
     /// A pair whose spans go to `collector`, in front of an app at `listen`.
     async fn before(listen: SocketAddr, collector: SocketAddr, more: &str) -> Self {
-        let tracing = format!("tracing: {{ endpoint: \"http://{collector}\", {more} }}\n");
+        let tracing = format!("tracing: {{ endpoint: \"http://{collector}\", {more} }}\naccess_log: true\n");
         let mesh = Mesh::start(&["client", "server"], RULES).await;
         let server = Mesh::service("server", listen, "http").with(&tracing);
         let mut client = Mesh::service("client", free_address(), "http").with(&tracing);
@@ -111,6 +111,11 @@ async fn each_sidecar_tells_of_a_request_and_the_next_hop_is_told_of_its_span() 
             assert_eq!(span.attributes[key], value, "{key}: {span:?}");
         }
         assert!(!format!("{span:?}").contains("secret"), "{span:?}");
+    }
+    let lines = [(&ground.client, &client), (&ground.server, &server)];
+    for (sidecar, span) in lines {
+        let said = format!("\"trace_id\":\"{TRACE}\",\"span_id\":\"{}\"", span.id);
+        assert_eq!(sidecar.process.log().matches(&said).count(), 1, "it is logged under its span: {said}");
     }
     assert_eq!(server.attributes["countersign.rule"], "open");
     assert_eq!(client.attributes["server.port"], ground.server.service.inbound.port().to_string());

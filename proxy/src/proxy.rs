@@ -169,7 +169,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
             (Some(spans), Some(changed)) => spans.take_up(changed),
             (spans, changed) => spans.is_none() && changed.is_none(),
         };
-        if !same {
+        if !same && newest.tracing != current.tracing {
             tracing::warn!("the changes of `tracing`, but for `sample`, are taken up at the next start");
         }
         in_force.send_replace(Arc::clone(&newest));
