@@ -82,7 +82,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     let awaiting_policy = Waiting::new("policy: none was received yet");
     let connections = Arc::new(Connections::default());
     let decisions = Arc::new(Decisions::new());
-    let spans = current.tracing.as_ref().map(|tracing| Spans::start(tracing, identity.clone(), &lifecycle));
+    let spans = current.tracing.as_ref().and_then(|tracing| Spans::start(tracing, identity.clone()));
     let shared = Shared {
         identity: identity.clone(),
         enforced: enforced.clone(),

@@ -15,7 +15,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use countersign_identity::IdentityWatch;
-use countersign_runtime::Lifecycle;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, Sampler, SamplingDecision, ShouldSample, SpanData};
@@ -49,18 +48,11 @@ pub(crate) struct Span {
 }
 
 impl Spans {
-    /// Starts what exports them, as soon as it is known under which name.
-    pub(crate) fn start(config: &Tracing, identity: IdentityWatch, lifecycle: &Lifecycle) -> Arc<Self> {
-        let sample = AtomicU64::new(config.sample.to_bits());
-        let spans = Arc::new(Self { export: Export::new(), config: config.clone(), sample });
-        let (started, life) = (Arc::clone(&spans), lifecycle.clone());
-        lifecycle.spawn(async move {
-            tokio::select! {
-                () = started.export.start(&started.config, identity) => {}
-                () = life.stopping() => {}
-            }
-        });
-        spans
+    /// Starts what exports them. Without it there are no spans, and requests go on.
+    pub(crate) fn start(config: &Tracing, identity: IdentityWatch) -> Option<Arc<Self>> {
+        let export = Export::new(config, identity);
+        let export = export.inspect_err(|error| tracing::error!(%error, "no spans are recorded")).ok()?;
+        Some(Arc::new(Self { export, config: config.clone(), sample: AtomicU64::new(config.sample.to_bits()) }))
     }
 
     /// Takes up a changed `sample`; whether nothing else has changed.

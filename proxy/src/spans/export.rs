@@ -3,28 +3,28 @@
 //! Invariant: the data path never waits for it. At most [`QUEUE`] spans wait or are on their way, and more are dropped;
 //! each one is counted once, as exported, failed or dropped.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use countersign_identity::{Identity, IdentityWatch};
 use metrics::Counter;
 use opentelemetry::InstrumentationScope;
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanExporter as Exports, SpanProcessor,
 };
 use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-use crate::config::{Address, Tracing};
+use crate::config::Tracing;
 
 /// What takes spans.
 pub(super) struct Export {
-    /// Once it has begun.
-    batches: OnceLock<BatchSpanProcessor>,
+    batches: BatchSpanProcessor,
     /// How many wait or are on their way.
     waiting: Arc<AtomicUsize>,
     dropped: Counter,
@@ -34,10 +34,12 @@ pub(super) struct Export {
 /// Sends batches, and tells what becomes of them.
 #[derive(Debug)]
 struct Sender {
-    exporter: SpanExporter,
+    /// Once it is known as whom.
+    exporter: OnceCell<SpanExporter>,
+    config: Tracing,
+    identity: IdentityWatch,
     /// Its own, for the data path's may have one thread, which is not to write spans.
     runtime: Runtime,
-    endpoint: Address,
     waiting: Arc<AtomicUsize>,
     /// Whether the last batch was not taken.
     fails: AtomicBool,
@@ -45,19 +47,33 @@ struct Sender {
     failed: Counter,
 }
 
-/// Why no spans can be sent.
-#[derive(Debug, thiserror::Error)]
-enum SenderError {
-    #[error("cannot start the threads that send spans: {0}")]
-    Threads(#[from] std::io::Error),
-    #[error("cannot set up OTLP: {0}")]
-    Otlp(#[from] ExporterBuildError),
-}
-
 impl Export {
-    pub(super) fn new() -> Self {
+    /// Starts its threads.
+    ///
+    /// # Errors
+    /// The system gives no thread, or no event queue for it.
+    pub(super) fn new(config: &Tracing, identity: IdentityWatch) -> std::io::Result<Self> {
+        let waiting = Arc::<AtomicUsize>::default();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("spans").enable_all().build()?;
+        let sender = Sender {
+            exporter: OnceCell::new(),
+            config: config.clone(),
+            identity,
+            runtime,
+            waiting: Arc::clone(&waiting),
+            fails: AtomicBool::new(false),
+            exported: count("exported"),
+            failed: count("failed"),
+        };
+        let limits = BatchConfigBuilder::default()
+            .with_max_queue_size(QUEUE)
+            .with_max_export_batch_size(BATCH)
+            .with_scheduled_delay(DELAY)
+            .build();
+        let batches = BatchSpanProcessor::new(sender, limits);
         let scope = InstrumentationScope::builder("countersign").with_version(env!("CARGO_PKG_VERSION")).build();
-        Self { batches: OnceLock::new(), waiting: Arc::default(), dropped: count("dropped"), scope }
+        Ok(Self { batches, waiting, dropped: count("dropped"), scope })
     }
 
     /// What all spans are said to be made by.
@@ -65,67 +81,49 @@ impl Export {
         self.scope.clone()
     }
 
-    /// Begins, once it is known as whom.
-    pub(super) async fn start(&self, config: &Tracing, mut identity: IdentityWatch) {
-        let service = match &config.service {
-            Some(service) => service.clone(),
-            None => match identity.wait_for(Option::is_some).await {
-                Ok(known) => known.as_deref().map(service_of).unwrap_or_default(),
-                Err(_) => return,
-            },
-        };
-        let (endpoint, waiting) = (config.endpoint.clone(), Arc::clone(&self.waiting));
-        // Not in a task: it makes a runtime, which cannot be dropped there.
-        let made = tokio::task::spawn_blocking(move || batches(endpoint, service, waiting)).await;
-        match made {
-            Ok(Ok(batches)) => drop(self.batches.set(batches)),
-            Ok(Err(error)) => tracing::error!(%error, "no spans are exported"),
-            Err(error) => tracing::error!(%error, "no spans are exported"),
-        }
-    }
-
     /// Takes a span, or drops it if too many wait.
     pub(super) fn take(&self, span: SpanData) {
-        let Some(batches) = self.batches.get() else { return self.dropped.increment(1) };
         if self.waiting.fetch_add(1, Ordering::AcqRel) >= QUEUE {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             return self.dropped.increment(1);
         }
-        batches.on_end(span);
+        self.batches.on_end(span);
     }
 
     /// Sends what waits and ends, within [`FLUSH`]. Not to be called in a task, for it blocks.
     pub(super) fn flush(&self) {
-        let Some(batches) = self.batches.get() else { return };
-        if batches.shutdown_with_timeout(FLUSH).is_err() {
+        if self.batches.shutdown_with_timeout(FLUSH).is_err() {
             let lost = self.waiting.load(Ordering::Acquire);
             tracing::warn!(lost, "the last spans did not reach the collector in time");
         }
     }
 }
 
-fn batches(endpoint: Address, service: String, waiting: Arc<AtomicUsize>) -> Result<BatchSpanProcessor, SenderError> {
-    let config = BatchConfigBuilder::default()
-        .with_max_queue_size(QUEUE)
-        .with_max_export_batch_size(BATCH)
-        .with_scheduled_delay(DELAY)
-        .build();
-    Ok(BatchSpanProcessor::new(Sender::new(endpoint, service, waiting)?, config))
-}
-
 impl Sender {
-    fn new(endpoint: Address, service: String, waiting: Arc<AtomicUsize>) -> Result<Self, SenderError> {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("spans").enable_all().build()?;
-        let mut exporter = {
-            let _inside = runtime.enter();
-            let builder = SpanExporter::builder().with_tonic();
-            builder.with_endpoint(format!("http://{endpoint}")).with_timeout(PATIENCE).build()?
+    /// Sends a batch. The first one waits until it is known as whom; there are no limits of time on that, for the data
+    /// path serves nobody either.
+    async fn send(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let exporter = self.exporter.get_or_try_init(|| self.exporter()).await?;
+        // Connecting is not within the time that the exporter keeps.
+        timeout(PATIENCE, exporter.export(batch)).await.unwrap_or(Err(OTelSdkError::Timeout(PATIENCE)))
+    }
+
+    async fn exporter(&self) -> Result<SpanExporter, OTelSdkError> {
+        let service = match &self.config.service {
+            Some(service) => service.clone(),
+            None => {
+                let mut identity = self.identity.clone();
+                let known = identity.wait_for(Option::is_some).await;
+                let known = known.map_err(|_| OTelSdkError::InternalFailure("there is no identity".into()))?;
+                known.as_deref().map(service_of).unwrap_or_default()
+            }
         };
+        let builder = SpanExporter::builder().with_tonic().with_endpoint(format!("http://{}", self.config.endpoint));
+        let built = builder.with_timeout(PATIENCE).build();
+        let mut exporter = built.map_err(|error| OTelSdkError::InternalFailure(error.to_string()))?;
         // Nothing of the environment, which may be the app's.
         exporter.set_resource(&Resource::builder_empty().with_service_name(service).build());
-        let (exported, failed) = (count("exported"), count("failed"));
-        Ok(Self { exporter, runtime, endpoint, waiting, fails: AtomicBool::new(false), exported, failed })
+        Ok(exporter)
     }
 }
 
@@ -133,9 +131,7 @@ impl Exports for Sender {
     /// Called in the thread of the batches, which may wait for it.
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let count = batch.len();
-        // Connecting is not within the time that the exporter keeps.
-        let sent = self.runtime.block_on(async { timeout(PATIENCE, self.exporter.export(batch)).await });
-        let sent = sent.unwrap_or(Err(OTelSdkError::Timeout(PATIENCE)));
+        let sent = self.runtime.block_on(self.send(batch));
         self.waiting.fetch_sub(count, Ordering::AcqRel);
         let spans = u64::try_from(count).unwrap_or(u64::MAX);
         if sent.is_ok() {
@@ -145,9 +141,9 @@ impl Exports for Sender {
         }
         match (&sent, self.fails.swap(sent.is_err(), Ordering::Relaxed)) {
             (Err(error), false) => {
-                tracing::warn!(endpoint = %self.endpoint, %error, "the collector takes no spans; requests go on");
+                tracing::warn!(endpoint = %self.config.endpoint, %error, "the collector takes no spans; requests go on");
             }
-            (Ok(()), true) => tracing::info!(endpoint = %self.endpoint, "the collector takes spans again"),
+            (Ok(()), true) => tracing::info!(endpoint = %self.config.endpoint, "the collector takes spans again"),
             _ => {}
         }
         sent

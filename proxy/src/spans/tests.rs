@@ -8,8 +8,8 @@ const CALLER: &str = "b7ad6b7169203331";
 /// What begins a trace for the share `sample` of requests that have none.
 fn spans(sample: f64) -> Arc<Spans> {
     let endpoint = "127.0.0.1:4317".parse().unwrap();
-    let config = Tracing { endpoint, sample, service: None };
-    Arc::new(Spans { export: Export::new(), sample: AtomicU64::new(sample.to_bits()), config })
+    let (_nobody, identity) = tokio::sync::watch::channel(None);
+    Spans::start(&Tracing { endpoint, sample, service: None }, identity).unwrap()
 }
 
 fn caller(value: &str) -> Option<Trace> {
