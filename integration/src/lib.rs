@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod backend;
+mod collector;
 pub mod frames;
 mod mesh;
 pub mod peers;
@@ -15,6 +16,7 @@ pub mod svid;
 mod through;
 
 pub use backend::{Backend, bytes, sum};
+pub use collector::{Collector, Span};
 pub use countersign_testing::{DEADLINE, PROMPT, eventually, free_address, free_neighbours};
 pub use mesh::{Authority, Mesh, Pair, Service, Sidecar, TRUST_DOMAIN};
 pub use process::{Process, binary, run};

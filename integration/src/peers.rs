@@ -22,6 +22,11 @@ pub fn python() -> PathBuf {
     there(cache().join("venv/bin/python"))
 }
 
+/// OpenTelemetry's collector: the program.
+pub(crate) fn collector() -> PathBuf {
+    there(cache().join("bin/collector"))
+}
+
 /// A script in `integration/peers/`.
 pub fn script(name: &str) -> PathBuf {
     there(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(name))

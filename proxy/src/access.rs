@@ -12,32 +12,51 @@ use crate::live::Connection;
 use crate::source::Outcome;
 use crate::trace::Trace;
 
-/// What is logged of a request.
+/// What is logged of a request, and told by its span.
 pub(crate) struct Line<'a> {
     pub(crate) connection: &'a Connection,
     /// What it went over to another workload, if it got as far as that.
     pub(crate) leg: Option<&'a Connection>,
+    /// What it is part of: our own span, or else the caller's.
     pub(crate) trace: Option<&'a Trace>,
     /// Method and path, if the head could be read.
     pub(crate) method: Option<&'a Method>,
     pub(crate) path: Option<&'a str>,
     pub(crate) status: u16,
+    /// Whether there was an answer; `status` says 499 otherwise.
+    pub(crate) answered: bool,
     pub(crate) blame: Option<Blame>,
+    /// What went wrong, where the sidecar answered itself or the caller went away.
+    pub(crate) reason: Option<&'static str>,
     pub(crate) outcome: Option<&'a Outcome>,
     pub(crate) up: u64,
     pub(crate) down: u64,
     pub(crate) took: Duration,
 }
 
+/// The SPIFFE IDs of the caller and the called; empty where one is not known.
+pub(crate) struct Parties {
+    pub(crate) from: String,
+    pub(crate) to: String,
+}
+
+impl Line<'_> {
+    pub(crate) fn parties(&self) -> Parties {
+        let listener = &self.connection.listener;
+        let own = listener.own_id().map(|id| id.to_string()).unwrap_or_default();
+        if listener.is_inbound() {
+            let from = self.connection.peer.as_ref().map(|peer| peer.id().to_string()).unwrap_or_default();
+            Parties { from, to: own }
+        } else {
+            Parties { from: own, to: listener.expected.as_ref().map(ToString::to_string).unwrap_or_default() }
+        }
+    }
+}
+
 /// Logs a request. The query is left out: it may hold what is nobody's business.
 pub(crate) fn log(line: &Line<'_>) {
     let listener = &line.connection.listener;
-    let own = listener.own_id().map(|id| id.to_string()).unwrap_or_default();
-    let (from, to) = if listener.is_inbound() {
-        (line.connection.peer.as_ref().map(|peer| peer.id().to_string()).unwrap_or_default(), own)
-    } else {
-        (own, listener.expected.as_ref().map(ToString::to_string).unwrap_or_default())
-    };
+    let Parties { from, to } = line.parties();
     // Of the mutual TLS between the sidecars, whichever of them this is.
     let tls = line.connection.tls.or(line.leg.and_then(|leg| leg.tls));
     tracing::info!(
@@ -66,7 +85,7 @@ pub(crate) fn log(line: &Line<'_>) {
 }
 
 /// The beginning of `text`, marked as such, if it has more than `most` bytes.
-fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+pub(crate) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return text.into();
     }
@@ -74,11 +93,11 @@ fn shortened(text: &str, most: usize) -> Cow<'_, str> {
     format!("{beginning}…").into()
 }
 
-/// How much of a method is logged, in bytes: what the guard refuses is logged too.
-const METHOD: usize = 32;
+/// How much of a method is told, in bytes: what the guard refuses is logged too.
+pub(crate) const METHOD: usize = 32;
 
-/// How much of a path is logged, in bytes.
-const PATH: usize = 2048;
+/// How much of a path is told, in bytes.
+pub(crate) const PATH: usize = 2048;
 
 #[cfg(test)]
 mod tests {

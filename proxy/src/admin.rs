@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::config::{AcceptProxyProtocol, Config, PolicyFrom};
+use crate::config::{AcceptProxyProtocol, Config, PolicyFrom, Tracing};
 use crate::decisions::Decisions;
 use crate::source::{EnforcedWatch, Waiting};
 
@@ -88,6 +88,14 @@ fn show_accepted(accepts: Option<&AcceptProxyProtocol>) -> Value {
     )
 }
 
+fn show_tracing(tracing: &Tracing) -> Value {
+    json!({
+        "endpoint": format!("http://{}", tracing.endpoint),
+        "sample": tracing.sample,
+        "service": tracing.service,
+    })
+}
+
 /// The configuration in force. It holds no secret.
 fn show_config(config: &Config) -> Answer {
     let limits = &config.limits;
@@ -128,6 +136,7 @@ fn show_config(config: &Config) -> Answer {
             "admin": { "listen": config.admin.to_string() },
             "drain": { "grace": seconds(config.grace) },
             "access_log": config.access_log,
+            "tracing": config.tracing.as_ref().map(show_tracing),
             "limits": {
                 "connections": limits.connections,
                 "requests": limits.requests,

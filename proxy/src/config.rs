@@ -1,5 +1,5 @@
 //! What `sidecar.yaml` says about the data path: the keys `inbound`, `outbound`, `policy`, `admin`, `drain`,
-//! `access_log` and `limits`.
+//! `access_log`, `tracing` and `limits`.
 //!
 //! Invariant: a [`Config`] can be served as it stands; whatever could be wrong with it was reported while it was read.
 
@@ -7,6 +7,7 @@ mod address;
 mod limits;
 mod listener;
 mod proxy_protocol;
+mod tracing;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,9 +20,10 @@ pub use address::{Address, AddressError};
 pub use limits::Limits;
 pub use listener::{Inbound, Outbound, Protocol};
 pub use proxy_protocol::AcceptProxyProtocol;
+pub use tracing::Tracing;
 
 /// The data path of one sidecar.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The trust domain that a bare identity path belongs to.
     pub trust_domain: TrustDomain,
@@ -37,6 +39,8 @@ pub struct Config {
     pub grace: Duration,
     /// Whether each request is logged.
     pub access_log: bool,
+    /// Where spans go, if they are recorded.
+    pub tracing: Option<Tracing>,
     /// Limits of size, number and time.
     pub limits: Limits,
 }
@@ -60,6 +64,7 @@ impl Config {
         let policy = policy(table.optional("policy"));
         let grace = grace(table.optional("drain"));
         let access_log = table.optional("access_log").map_or(Some(false), |value| value.boolean());
+        let tracing = table.optional("tracing").map_or(Some(None), |value| Tracing::read(&value).map(Some));
         let limits = table.optional("limits").map_or(Some(Limits::default()), |value| Limits::read(&value));
         Some(Self {
             trust_domain: trust_domain.clone(),
@@ -69,6 +74,7 @@ impl Config {
             admin: admin?,
             grace: grace?,
             access_log: access_log?,
+            tracing: tracing?,
             limits: limits?,
         })
     }

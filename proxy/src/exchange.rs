@@ -48,6 +48,9 @@ pub(crate) async fn forward(
     let upgrade = tunnel::asked_for(&parts, extended);
     guard::headers::sanitize_request(&mut parts.headers);
     prepare(&mut parts.headers);
+    if let Some(span) = &ticket.span {
+        span.announce(&mut parts.headers);
+    }
     if let Some(upgrade) = &upgrade {
         tunnel::set(&mut parts.headers, upgrade.clone());
     }
@@ -138,7 +141,7 @@ pub(crate) fn settle(mut ticket: Ticket, fault: &Fault, as_grpc: bool) -> Respon
     let facts = fault.facts();
     report(&ticket.connection, fault, Some(&ticket));
     let response = fault.answer(as_grpc);
-    ticket.answered(facts.status, Some(facts.blame));
+    ticket.settled(&facts);
     response.map(|body| body.holding(ticket))
 }
 
@@ -173,8 +176,8 @@ pub(crate) fn open(connection: &Arc<Connection>, call: &Call) -> (Ticket, bool) 
     let target = Target::new(parts.uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str));
     let mut ticket = Ticket::open(connection, parts.method.clone(), target, call.body.is_end_stream());
     ticket.unread = guard::is_unread(&parts.headers);
-    if connection.listener.access_log {
-        ticket.trace = Trace::of(&parts.headers);
+    if !ticket.unread {
+        ticket.observe(parts.version, || Trace::of(&parts.headers));
     }
     (ticket, is_grpc(&parts.headers))
 }

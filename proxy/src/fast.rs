@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Response};
+use http::{HeaderValue, Response, Version};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
 
@@ -146,7 +146,7 @@ fn head_limits(connection: &Connection) -> HeadLimits {
 async fn answer<T: Wire>(
     caller: &mut Caller<T>,
     plain: Plain,
-    out: Buffer,
+    mut out: Buffer,
     connection: &Arc<Connection>,
     route: &impl Route,
 ) -> Next {
@@ -158,8 +158,9 @@ async fn answer<T: Wire>(
         ticket.withdraw();
         return Next::Leave;
     }
-    if connection.listener.access_log {
-        ticket.trace = Trace::in_head(caller.input.bytes().get(..len).unwrap_or_default());
+    ticket.observe(Version::HTTP_11, || Trace::in_head(caller.input.bytes().get(..len).unwrap_or_default()));
+    if let Some(span) = &ticket.span {
+        span.announce_in(&mut out);
     }
     let pool = route.pool();
     let _turn = pool.enter();

@@ -35,6 +35,7 @@ use crate::load::{Place, Share};
 use crate::pool::{Pool, Pools, Target};
 use crate::serve::{Call, serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
+use crate::spans::Spans;
 use crate::strangers::{self, Stranger};
 use crate::tunnel;
 
@@ -55,7 +56,7 @@ pub(crate) struct Inbound {
     pools: Pools,
 }
 
-/// What an inbound listener works with.
+/// What listeners work with.
 pub(crate) struct Shared {
     pub(crate) identity: IdentityWatch,
     pub(crate) enforced: EnforcedWatch,
@@ -63,6 +64,7 @@ pub(crate) struct Shared {
     pub(crate) connections: Arc<Connections>,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) workers: Workers,
+    pub(crate) spans: Option<Arc<Spans>>,
 }
 
 /// A connection whose peer is authenticated.

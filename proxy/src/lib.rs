@@ -35,12 +35,15 @@ mod quota;
 mod send;
 mod serve;
 mod source;
+mod spans;
 mod strangers;
 mod telemetry;
 mod trace;
 mod tunnel;
 mod websocket;
 
-pub use config::{AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol};
+pub use config::{
+    AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol, Tracing,
+};
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;

@@ -9,6 +9,7 @@ use crate::config::{AcceptProxyProtocol, Inbound, Limits, Outbound};
 use crate::guard::Paths;
 use crate::load::Load;
 use crate::quota::Quota;
+use crate::spans::Spans;
 use crate::strangers::Strangers;
 use crate::telemetry::ListenerMetrics;
 
@@ -43,6 +44,10 @@ pub(crate) struct Listener {
     pub(crate) strangers: Arc<Strangers>,
     /// Whether each request is logged.
     pub(crate) access_log: bool,
+    /// What makes spans of requests, if they are recorded.
+    pub(crate) spans: Option<Arc<Spans>>,
+    /// Whether either of these wants to know more of a request than the metrics do.
+    pub(crate) observed: bool,
     /// Its metrics.
     pub(crate) metrics: ListenerMetrics,
     /// Denials that are explained and logged.
@@ -60,6 +65,7 @@ pub(crate) struct Common {
     pub(crate) limits: Limits,
     pub(crate) load: Arc<Load>,
     pub(crate) access_log: bool,
+    pub(crate) spans: Option<Arc<Spans>>,
 }
 
 impl Direction {
@@ -91,7 +97,8 @@ impl Listener {
         accept_proxy_protocol: Option<AcceptProxyProtocol>,
         common: Common,
     ) -> Arc<Self> {
-        let Common { identity, limits, load, access_log } = common;
+        let Common { identity, limits, load, access_log, spans } = common;
+        let observed = access_log || spans.is_some();
         let (name, strangers): (Arc<str>, _) = (name.into(), load.strangers(&limits));
         let metrics = ListenerMetrics::new(direction, &name, expected.as_ref());
         let [denials, handshakes, faults] = ["denials", "failed handshakes", "faults"].map(Quota::new);
@@ -107,6 +114,8 @@ impl Listener {
             load,
             strangers,
             access_log,
+            spans,
+            observed,
             metrics,
             denials,
             handshakes,

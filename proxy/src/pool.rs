@@ -166,7 +166,7 @@ impl Pool {
 
     /// As [`Pool::note`], of a connection.
     pub(crate) fn note_leg(&self, flight: &Flight, leg: &Entry) {
-        if self.listener.access_log && self.hop() == Hop::Mesh {
+        if self.listener.observed && self.hop() == Hop::Mesh {
             flight.goes_over(Arc::clone(&leg.connection));
         }
     }

@@ -23,6 +23,7 @@ use crate::live::{Connections, Kind, Reviewer, review};
 use crate::source::{
     IdentityFiles, Waiting, enforce, follow_feed, follow_file, follow_identity, follow_identity_files,
 };
+use crate::spans::Spans;
 use crate::telemetry;
 
 /// What the data path is given by the process that it runs in.
@@ -63,7 +64,8 @@ pub enum ProxyError {
 }
 
 /// Serves until the process has drained or stops. `config` holds the configuration and its changes; one that cannot be
-/// taken up leaves the one before in force.
+/// taken up leaves the one before in force. Where spans are recorded it stops the process, so that those of all requests
+/// are sent.
 ///
 /// # Errors
 /// An address cannot be bound at the start.
@@ -82,6 +84,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     let awaiting_policy = Waiting::new("policy: none was received yet");
     let connections = Arc::new(Connections::default());
     let decisions = Arc::new(Decisions::new());
+    let spans = current.tracing.as_ref().and_then(|tracing| Spans::start(tracing, identity.clone()));
     let shared = Shared {
         identity: identity.clone(),
         enforced: enforced.clone(),
@@ -89,6 +92,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         connections: Arc::clone(&connections),
         lifecycle: lifecycle.clone(),
         workers,
+        spans: spans.clone(),
     };
     let mut listeners = Listeners::new(shared, awaiting_identity.clone());
     listeners.apply(&current).await?;
@@ -164,10 +168,23 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         if newest.admin != current.admin {
             tracing::warn!(address = %newest.admin, "the admin endpoint moves there at the next start");
         }
+        let same = match (&spans, &newest.tracing) {
+            (Some(spans), Some(changed)) => spans.take_up(changed),
+            (spans, changed) => spans.is_none() && changed.is_none(),
+        };
+        if !same && newest.tracing != current.tracing {
+            tracing::warn!("the changes of `tracing`, but for `sample`, are taken up at the next start");
+        }
         in_force.send_replace(Arc::clone(&newest));
         current = newest;
     }
     drain(&mut listeners, &connections, &current, &lifecycle).await;
+    if let Some(spans) = spans {
+        // What is still under way ends now, and leaves its spans.
+        lifecycle.stop();
+        lifecycle.finished().await;
+        spans.flush().await;
+    }
     Ok(())
 }
 

@@ -1,9 +1,10 @@
-//! The trace that a request is part of, as its header `traceparent` says it: for the log, and for nothing else. The
-//! header itself passes on as it came.
+//! The trace that a request is part of, as its header `traceparent` says it: for the log, and for spans. Of a
+//! request that is not recorded the header passes on as it came.
 //!
 //! <https://www.w3.org/TR/trace-context-1/>
 
 use http::HeaderMap;
+use opentelemetry::trace::{SpanId, TraceId};
 
 /// What a valid `traceparent` begins with: version, trace ID, parent ID and flags, whose place is fixed.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,6 +38,31 @@ impl Trace {
         self.0.get(36..52).unwrap_or_default()
     }
 
+    /// A trace that begins here, and that is recorded.
+    pub(crate) fn root(trace: TraceId, span: SpanId) -> Self {
+        Self(format!("00-{trace}-{span}-01").into())
+    }
+
+    /// The same trace, in a span of ours. Of versions to come nothing is known but that it is recorded (section 4.3.2).
+    pub(crate) fn child(&self, span: SpanId) -> Self {
+        let flags = if self.0.starts_with("00") { self.flags() } else { self.flags() & SAMPLED };
+        Self(format!("00-{}-{span}-{flags:02x}", self.trace_id()).into())
+    }
+
+    /// The header's value, as far as it is known.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn flags(&self) -> u8 {
+        self.0.get(53..).and_then(|flags| u8::from_str_radix(flags, 16).ok()).unwrap_or_default()
+    }
+
+    /// Whether the trace is recorded.
+    pub(crate) fn is_sampled(&self) -> bool {
+        self.flags() & SAMPLED != 0
+    }
+
     /// Versions to come may say more, after what this one says (section 4.3.2).
     fn read(value: &[u8]) -> Option<Self> {
         let (known, more) = value.split_at_checked(KNOWN)?;
@@ -52,7 +78,9 @@ impl Trace {
     }
 }
 
-const NAME: &str = "traceparent";
+pub(crate) const NAME: &str = "traceparent";
+
+const SAMPLED: u8 = 1;
 
 /// How much of a value is known, in bytes.
 const KNOWN: usize = 55;

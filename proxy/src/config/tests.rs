@@ -140,3 +140,41 @@ fn addresses_that_cannot_be_dialled_are_refused() {
         assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
     }
 }
+
+#[test]
+fn spans_need_a_collector_on_this_host_unless_allowed() {
+    let read = |tracing: &str| read(&format!("tracing: {{ {tracing} }}"));
+    let tracing = read("endpoint: 'http://localhost:4317/', service: shop").unwrap().tracing.unwrap();
+    assert_eq!((tracing.endpoint, tracing.sample), (Address::Name("localhost".into(), 4317), 0.01));
+    assert_eq!(tracing.service.as_deref(), Some("shop"));
+    let error = read("endpoint: 'http://collector:4317'").unwrap_err();
+    assert!(error.contains("dir/sidecar.yaml:1: tracing.endpoint: collector:4317 is not on this host"), "{error}");
+    read("endpoint: 'http://collector:4317', allow_remote: true").unwrap();
+}
+
+#[test]
+fn a_collector_is_http_with_host_and_port_and_nothing_else() {
+    for (endpoint, said) in [
+        ("127.0.0.1:4317", "must be http://host:port of a collector"),
+        ("grpc://127.0.0.1:4317", "must be http://host:port of a collector"),
+        ("https://127.0.0.1:4317", "https is not taken"),
+        ("http://127.0.0.1", "with a port"),
+        ("http://127.0.0.1:0", "with a port"),
+        ("http://me:secret@127.0.0.1:4317", "without user, path and query"),
+        ("http://127.0.0.1:4317/v1/traces", "without user, path and query"),
+        ("http://127.0.0.1:4317?a=b", "without user, path and query"),
+        ("http://127.0.0.1:4317//", "without user, path and query"),
+    ] {
+        let error = read(&format!("tracing: {{ endpoint: '{endpoint}' }}")).unwrap_err();
+        assert!(error.contains("tracing.endpoint: ") && error.contains(said), "{endpoint}: {error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+    for sample in ["-0.1", "1.1", "NaN", "inf", "often", "1%"] {
+        let error = read(&format!("tracing: {{ endpoint: 'http://[::1]:4317', sample: {sample} }}")).unwrap_err();
+        assert!(error.contains("tracing.sample: must be a number from 0"), "{sample}: {error}");
+    }
+    let error = read("tracing: { sampel: 1, service: '' }").unwrap_err();
+    for said in ["key \"endpoint\" is missing", "did you mean \"sample\"?", "tracing.service: has no value"] {
+        assert!(error.contains(said), "{error}");
+    }
+}

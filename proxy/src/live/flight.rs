@@ -11,13 +11,14 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Version};
 
 use super::connection::Connection;
 use crate::access;
-use crate::fault::{Blame, Fault, Hop};
+use crate::fault::{Blame, Facts, Fault, Hop};
 use crate::load::Place;
 use crate::source::Outcome;
+use crate::spans::Span;
 use crate::telemetry::Ended;
 use crate::trace::Trace;
 
@@ -249,12 +250,15 @@ pub(crate) struct Ticket {
     pub(crate) outcome: Option<Outcome>,
     /// Whether its head could not be read, so that method and path are none of the caller's.
     pub(crate) unread: bool,
-    /// The trace that it is part of; looked for if it is logged.
-    pub(crate) trace: Option<Trace>,
+    /// The trace that the caller says it is part of; looked for if it is observed.
+    trace: Option<Trace>,
+    /// Its span, if it is recorded.
+    pub(crate) span: Option<Box<Span>>,
     status: Option<StatusCode>,
     /// From its head to the head of the response.
     first_byte: Option<Duration>,
     blame: Option<Blame>,
+    reason: Option<&'static str>,
     withdrawn: bool,
     aborted: bool,
 }
@@ -295,11 +299,23 @@ impl Ticket {
             outcome: None,
             unread: false,
             trace: None,
+            span: None,
             status: None,
             first_byte: None,
             blame: None,
+            reason: None,
             withdrawn: false,
             aborted: false,
+        }
+    }
+
+    /// Has it observed, if that is wanted: under the trace that `read` finds, and perhaps as a span. `version` is what
+    /// the caller speaks.
+    pub(crate) fn observe(&mut self, version: Version, read: impl FnOnce() -> Option<Trace>) {
+        let listener = &self.connection.listener;
+        if listener.observed {
+            self.trace = read();
+            self.span = listener.spans.as_ref().and_then(|spans| spans.begin(self.trace.as_ref(), version));
         }
     }
 
@@ -327,6 +343,12 @@ impl Ticket {
         let took = self.flight.started.elapsed();
         self.first_byte = Some(took);
         self.flight.last_piece.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// As [`Ticket::answered`], with an answer of our own.
+    pub(crate) fn settled(&mut self, facts: &Facts) {
+        self.answered(facts.status, Some(facts.blame));
+        self.reason = Some(facts.reason);
     }
 
     /// Notes that the caller went away before the response had ended.
@@ -376,7 +398,8 @@ impl Drop for Ticket {
         let flight = &self.flight;
         let took = flight.started.elapsed();
         let (up, down) = (flight.up.load(Ordering::Relaxed), flight.down.load(Ordering::Relaxed));
-        if self.aborted || self.status.is_none() {
+        let aborted = self.aborted || self.status.is_none();
+        if aborted {
             let phase = if self.status.is_some() { "response" } else { "request" };
             self.connection.listener.metrics.aborted(phase);
         }
@@ -392,21 +415,30 @@ impl Drop for Ticket {
             at: flight.started + took,
             now: (flight.started + took).saturating_duration_since(*EPOCH).as_secs(),
         });
-        if self.connection.listener.access_log {
+        if self.connection.listener.observed {
             let leg = flight.leg.lock().unwrap_or_else(PoisonError::into_inner).take();
-            access::log(&access::Line {
+            let span = self.span.take();
+            let line = access::Line {
                 connection: &self.connection,
                 leg: leg.as_deref(),
-                trace: self.trace.as_ref(),
+                trace: span.as_ref().map(|span| span.trace()).or(self.trace.as_ref()),
                 method: (!self.unread).then_some(&flight.method),
                 path: (!self.unread).then(|| flight.path()),
                 status,
+                answered: self.status.is_some(),
                 blame,
+                reason: self.reason.or(aborted.then_some("aborted")),
                 outcome: self.outcome.as_ref(),
                 up,
                 down,
                 took,
-            });
+            };
+            if self.connection.listener.access_log {
+                access::log(&line);
+            }
+            if let Some(span) = &span {
+                span.end(&line);
+            }
         }
     }
 }

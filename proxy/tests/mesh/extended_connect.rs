@@ -225,8 +225,7 @@ async fn who_goes_while_the_app_reads_nothing_is_seen_to_go() {
         // Until nothing more is taken.
         up.reserve_capacity(1 << 20);
         let mut sent = 0;
-        while let Ok(Some(Ok(capacity))) = timeout(STUCK, poll_fn(|cx| up.poll_capacity(cx))).await
-        {
+        while let Ok(Some(Ok(capacity))) = timeout(STUCK, poll_fn(|cx| up.poll_capacity(cx))).await {
             up.send_data(vec![7; capacity].into(), false).unwrap();
             up.reserve_capacity(1 << 20);
             sent += capacity;

@@ -20,6 +20,7 @@ mod slow_readers;
 mod streams;
 mod support;
 mod taken_back;
+mod traces;
 mod uploads;
 mod upstream;
 mod workers;
