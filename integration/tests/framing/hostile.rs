@@ -16,6 +16,7 @@ use crate::wire::{Answer, Client, ENDED, Pace, Way};
 #[tokio::test]
 async fn a_wrong_answer_reaches_nobody_but_who_asked() {
     let mut suite = Suite::start().await;
+    suite.ground.gather().await;
     let mut wrong = Vec::new();
     let replies = replies();
     assert!(replies.len() >= 50, "{}", replies.len());
@@ -32,7 +33,8 @@ async fn a_wrong_answer_reaches_nobody_but_who_asked() {
             }
         }
     }
-    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), 2 * replies.len(), wrong.join("\n"));
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), 3 * replies.len(), wrong.join("\n"));
+    suite.ground.disperse(replies.len(), |line| line["path"] == "/case").await;
 }
 
 #[tokio::test]
@@ -72,8 +74,8 @@ struct Suite {
 impl Suite {
     async fn start() -> Self {
         let app = App::start().await;
-        let ground = Ground::start(Ground::mesh().await, app.address).await;
-        let bystanders = vec![ground.ways[0].connect().await, ground.ways[1].connect().await];
+        let ground = Ground::start(Ground::mesh().await, app.address, "http").await;
+        let bystanders = ground.bystanders().await;
         Self { ground, app, bystanders, canaries: 0 }
     }
 
