@@ -160,8 +160,13 @@ pub fn request(method: &str, path: &str) -> Vec<u8> {
 }
 
 /// A field that is not put into the dynamic table (RFC 7541, section 6.2.2).
-pub fn literal(name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Vec<u8> {
-    [vec![0], text(name.as_ref()), text(value.as_ref())].concat()
+pub fn literal(name: &str, value: &str) -> Vec<u8> {
+    octets(name.as_bytes(), value.as_bytes())
+}
+
+/// As [`literal`], of what need not be text.
+pub fn octets(name: &[u8], value: &[u8]) -> Vec<u8> {
+    [vec![0], text(name), text(value)].concat()
 }
 
 /// A field that is put into the dynamic table, where it is entry 62 at first (section 6.2.1).

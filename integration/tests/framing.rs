@@ -117,8 +117,8 @@ impl Suite {
         assert!(late.is_empty(), "{backend}: seen after the last row: {late:?}");
     }
 
-    /// Sends one row on a new connection, then canaries behind it and on the connections of the bystanders; looks at what
-    /// the backend saw of all that.
+    /// Sends one row on a new connection, then canaries behind it and on the connections of the bystanders of this way and
+    /// the next; looks at what the backend saw of all that.
     async fn check(&mut self, way: usize, row: &Row) -> Result<(), String> {
         let mut meant: Vec<Asked> = Vec::new();
         let mut client = self.ground.ways[way].connect().await;
@@ -173,10 +173,10 @@ impl Suite {
         if matches!(self.ground.ways[way], Way::Crowded(_)) {
             self.over_streams += meant.len() - usize::from(row.needs_a_link());
         }
-        for way in 0..self.ground.ways.len() {
-            let mut bystander = self.bystanders.remove(0);
+        for way in [way, self.ground.next(way)] {
+            let mut bystander = self.bystanders.remove(way);
             let asked = self.canary(&mut bystander).await.map_err(|why| format!("bystander: {why}"))?;
-            self.bystanders.push(bystander);
+            self.bystanders.insert(way, bystander);
             self.over_streams += usize::from(matches!(self.ground.ways[way], Way::Crowded(_)));
             meant.push(asked);
         }

@@ -3,7 +3,7 @@
 //! Each writes one line of JSON for each request that arrived whole: method, target, body, who it was told the caller
 //! is, the names of the trailers and, but for nginx, all headers. Its answer says in `x-seen` which request it answers.
 
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ pub(crate) struct Recorder {
     pub(crate) address: SocketAddr,
     log: PathBuf,
     /// How much of it was looked at.
-    read: usize,
+    read: u64,
     _processes: Vec<Process>,
 }
 
@@ -75,12 +75,14 @@ impl Recorder {
 
     /// What was written down since the last time.
     pub(crate) fn news(&mut self) -> Vec<Seen> {
-        let text = std::fs::read(&self.log).unwrap();
+        let mut file = std::fs::File::open(&self.log).unwrap();
+        file.seek(SeekFrom::Start(self.read)).unwrap();
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).unwrap();
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let new = text[self.read..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        let news = new.map(|line| Seen::parse(&String::from_utf8_lossy(line))).collect();
-        self.read = whole;
-        news
+        self.read += whole as u64;
+        let new = text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        new.map(|line| Seen::parse(&String::from_utf8_lossy(line))).collect()
     }
 }
 
