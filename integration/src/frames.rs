@@ -161,19 +161,24 @@ pub fn request(method: &str, path: &str) -> Vec<u8> {
 
 /// A field that is not put into the dynamic table (RFC 7541, section 6.2.2).
 pub fn literal(name: &str, value: &str) -> Vec<u8> {
+    octets(name.as_bytes(), value.as_bytes())
+}
+
+/// As [`literal`], of what need not be text.
+pub fn octets(name: &[u8], value: &[u8]) -> Vec<u8> {
     [vec![0], text(name), text(value)].concat()
 }
 
 /// A field that is put into the dynamic table, where it is entry 62 at first (section 6.2.1).
 pub fn kept(name: &str, value: &str) -> Vec<u8> {
-    [vec![0x40], text(name), text(value)].concat()
+    [vec![0x40], text(name.as_bytes()), text(value.as_bytes())].concat()
 }
 
 /// A reference to entry 62 in one byte (section 6.1).
 pub const AGAIN: u8 = 0x80 | 62;
 
 /// A string with its length as an integer of seven bits and more (section 5.1).
-fn text(text: &str) -> Vec<u8> {
+fn text(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = text.len();
     if rest < 127 {
@@ -187,7 +192,7 @@ fn text(text: &str) -> Vec<u8> {
         }
         out.push(u8::try_from(rest).unwrap());
     }
-    out.extend(text.as_bytes());
+    out.extend(text);
     out
 }
 

@@ -100,6 +100,11 @@ pub async fn openbao(directory: &Path) -> (Process, SocketAddr) {
     (process, address)
 }
 
+/// h2spec, the conformance suite for servers of HTTP/2.
+pub fn h2spec() -> Command {
+    Command::new(there(cache().join("bin/h2spec")))
+}
+
 /// PostgreSQL with a role `postgres` that is trusted, on loopback. It refuses to run as root, so as root it runs as
 /// the user `postgres`, in a directory of its own.
 pub async fn postgres() -> (Process, SocketAddr, tempfile::TempDir) {

@@ -1,14 +1,18 @@
-//! Raw HTTP/1.1 through the real binary, with backends that write down what they saw: each sees exactly the requests
-//! that were meant, and no later request gets an answer that is not its own.
+//! Raw HTTP/1.1 and HTTP/2 through the real binary, with backends that write down what they saw: each sees exactly the
+//! requests that were meant, and no later request gets an answer that is not its own.
 //!
-//! The requests are rows of `framing/requests.txt` and the answers of hostile apps rows of `framing/responses.txt`;
-//! anyone can add one.
+//! The requests are rows of `framing/requests.txt`, `framing/encoded.txt` (for listeners with `paths: encoded`) and
+//! `framing/http2.txt`, and the answers of hostile apps rows of `framing/responses.txt`; anyone can add one. All go
+//! three ways: to an outbound listener, to an inbound one, and to an outbound one on which a crowd is under way, so that
+//! they go over HTTP/2 between the sidecars.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 #[path = "framing/ground.rs"]
 mod ground;
 #[path = "framing/hostile.rs"]
 mod hostile;
+#[path = "framing/http2.rs"]
+mod http2;
 #[path = "framing/recorders.rs"]
 mod recorders;
 #[path = "framing/rows.rs"]
@@ -16,41 +20,54 @@ mod rows;
 #[path = "framing/wire.rs"]
 mod wire;
 
-use countersign_integration::eventually;
-
 use ground::Ground;
-use recorders::{Recorder, Seen};
-use rows::{Asked, Outcome, Row, requests};
-use wire::{Client, ENDED, Pace};
+use recorders::Recorder;
+use rows::{Asked, Outcome, Row, encoded, requests};
+use wire::{Client, ENDED, Pace, Way};
 
 #[tokio::test]
 async fn nginx_sees_what_was_meant_and_nothing_else() {
-    Suite::run("nginx", Pace::Whole).await;
+    Suite::run("nginx", Pace::Whole, "http", requests()).await;
 }
 
 #[tokio::test]
 async fn haproxy_sees_what_was_meant_and_nothing_else() {
-    Suite::run("haproxy", Pace::Whole).await;
+    Suite::run("haproxy", Pace::Whole, "http", requests()).await;
 }
 
 #[tokio::test]
 async fn node_sees_what_was_meant_and_nothing_else() {
-    Suite::run("node", Pace::Whole).await;
+    Suite::run("node", Pace::Whole, "http", requests()).await;
 }
 
 #[tokio::test]
 async fn python_sees_what_was_meant_and_nothing_else() {
-    Suite::run("python", Pace::Whole).await;
+    Suite::run("python", Pace::Whole, "http", requests()).await;
 }
 
 #[tokio::test]
 async fn hyper_sees_what_was_meant_and_nothing_else() {
-    Suite::run("hyper", Pace::Whole).await;
+    Suite::run("hyper", Pace::Whole, "http", requests()).await;
 }
 
 #[tokio::test]
 async fn it_makes_no_difference_that_each_byte_comes_by_itself() {
-    Suite::run("hyper", Pace::Bytes).await;
+    Suite::run("hyper", Pace::Bytes, "http", requests()).await;
+}
+
+#[tokio::test]
+async fn nginx_sees_encoded_paths_as_they_were_sent() {
+    Suite::run("nginx", Pace::Whole, ENCODED, encoded()).await;
+}
+
+#[tokio::test]
+async fn node_sees_encoded_paths_as_they_were_sent() {
+    Suite::run("node", Pace::Whole, ENCODED, encoded()).await;
+}
+
+#[tokio::test]
+async fn python_sees_encoded_paths_as_they_were_sent() {
+    Suite::run("python", Pace::Whole, ENCODED, encoded()).await;
 }
 
 #[test]
@@ -63,7 +80,7 @@ fn the_list_of_requests_is_long_and_no_row_has_the_name_of_another() {
     assert_eq!(names.len(), rows.len());
 }
 
-/// All rows, both ways, with one backend.
+/// All rows, every way, with one backend.
 struct Suite {
     ground: Ground,
     recorder: Recorder,
@@ -71,32 +88,37 @@ struct Suite {
     /// Clients that keep their connection through all rows, one for each way.
     bystanders: Vec<Client>,
     canaries: u32,
+    /// How many requests have to have gone over streams between the sidecars.
+    over_streams: usize,
 }
 
 impl Suite {
-    async fn run(backend: &str, pace: Pace) {
-        let rows: Vec<Row> = requests().into_iter().filter(|row| row.is_for(backend)).collect();
+    async fn run(backend: &str, pace: Pace, protocol: &'static str, rows: Vec<Row>) {
+        let rows: Vec<Row> = rows.into_iter().filter(|row| row.is_for(backend)).collect();
         let mesh = Ground::mesh().await;
         let recorder = Recorder::start(backend, &mesh.path("recorder")).await;
-        let ground = Ground::start(mesh, recorder.address).await;
-        let bystanders = vec![ground.ways[0].connect().await, ground.ways[1].connect().await];
-        let mut suite = Self { ground, recorder, pace, bystanders, canaries: 0 };
+        let mut ground = Ground::start(mesh, recorder.address, protocol).await;
+        ground.gather().await;
+        let bystanders = ground.bystanders().await;
+        let mut suite = Self { ground, recorder, pace, bystanders, canaries: 0, over_streams: 0 };
         let mut wrong = Vec::new();
         for way in 0..suite.ground.ways.len() {
             for row in &rows {
                 if let Err(why) = suite.check(way, row).await {
                     wrong.push(format!("{}, {}: {why}", suite.ground.ways[way].name(), row.name));
-                    suite.bystanders = vec![suite.ground.ways[0].connect().await, suite.ground.ways[1].connect().await];
+                    suite.bystanders = suite.ground.bystanders().await;
                     suite.recorder.news();
                 }
             }
         }
+        assert!(wrong.is_empty(), "{backend}: {} of {} rows:\n{}", wrong.len(), 3 * rows.len(), wrong.join("\n"));
+        suite.ground.disperse(suite.over_streams, |line| line["status"] == 200).await;
         let late = suite.recorder.news();
-        assert!(wrong.is_empty(), "{backend}: {} of {} rows:\n{}", wrong.len(), 2 * rows.len(), wrong.join("\n"));
         assert!(late.is_empty(), "{backend}: seen after the last row: {late:?}");
     }
 
-    /// Sends one row, then canaries on every connection there is; looks at what the backend saw of all that.
+    /// Sends one row on a new connection, then canaries behind it and on the connections of the bystanders of this way and
+    /// the next; looks at what the backend saw of all that.
     async fn check(&mut self, way: usize, row: &Row) -> Result<(), String> {
         let mut meant: Vec<Asked> = Vec::new();
         let mut client = self.ground.ways[way].connect().await;
@@ -117,6 +139,13 @@ impl Suite {
                     let answer = client.answer("GET").await?;
                     if answer.status != 400 || answer.fault.as_deref() != Some("client") {
                         return Err(format!("not refused but {answer:?}"));
+                    }
+                    open = !answer.close;
+                }
+                Outcome::Denied => {
+                    let answer = client.answer("GET").await?;
+                    if answer.status != 403 || answer.fault.as_deref() != Some("policy") {
+                        return Err(format!("not denied but {answer:?}"));
                     }
                     open = !answer.close;
                 }
@@ -141,15 +170,17 @@ impl Suite {
         } else {
             client.ended().await?;
         }
-        for way in 0..self.ground.ways.len() {
-            let mut new = self.ground.ways[way].connect().await;
-            meant.push(self.canary(&mut new).await.map_err(|why| format!("new connection: {why}"))?);
-            let mut bystander = self.bystanders.remove(0);
+        if matches!(self.ground.ways[way], Way::Crowded(_)) {
+            self.over_streams += meant.len() - usize::from(row.needs_a_link());
+        }
+        for way in [way, self.ground.next(way)] {
+            let mut bystander = self.bystanders.remove(way);
             let asked = self.canary(&mut bystander).await.map_err(|why| format!("bystander: {why}"))?;
-            self.bystanders.push(bystander);
+            self.bystanders.insert(way, bystander);
+            self.over_streams += usize::from(matches!(self.ground.ways[way], Way::Crowded(_)));
             meant.push(asked);
         }
-        self.compare(meant).await
+        self.ground.compare(&mut self.recorder, meant).await.map(drop)
     }
 
     /// A request that must be answered by its own answer.
@@ -160,27 +191,7 @@ impl Suite {
         let own = answer.status == 200 && answer.seen.as_deref() == Some(&asked.seen());
         if own && answer.body == asked.seen().into_bytes() { Ok(asked) } else { Err(format!("{answer:?}")) }
     }
-
-    /// The backend saw what was meant, each once, and nothing that the caller says of itself.
-    async fn compare(&mut self, mut meant: Vec<Asked>) -> Result<(), String> {
-        let mut seen: Vec<Seen> = Vec::new();
-        let last = meant.last().unwrap().clone();
-        let recorder = &mut self.recorder;
-        // nginx writes its line behind the answer.
-        eventually("the backend writes of the last canary", async || {
-            seen.extend(recorder.news());
-            if seen.iter().any(|seen| seen.asked == last) { Ok(()) } else { Err(format!("{seen:?}")) }
-        })
-        .await;
-        for one in &seen {
-            let [caller] = &one.callers[..] else { return Err(format!("not one caller: {one:?}")) };
-            if !self.ground.is_caller(caller) || one.trailers.iter().any(|name| name != "x-sum") {
-                return Err(format!("who called, or trailers: {one:?}"));
-            }
-        }
-        let mut seen: Vec<Asked> = seen.into_iter().map(|seen| seen.asked).collect();
-        seen.sort();
-        meant.sort();
-        if seen == meant { Ok(()) } else { Err(format!("meant {meant:?}, seen {seen:?}")) }
-    }
 }
+
+/// What the file of a sidecar says of a listener.
+const ENCODED: &str = "http, paths: encoded";

@@ -21,6 +21,7 @@ function record(request, response) {
       target: request.url,
       body: Buffer.concat(pieces).toString("latin1"),
       caller,
+      headers: raw.flatMap((name, at) => (at % 2 === 0 ? [[name, raw[at + 1]]] : [])),
       trailers: Object.keys(request.trailers).map(plain),
     };
     fs.appendFileSync(file, JSON.stringify(seen) + "\n");

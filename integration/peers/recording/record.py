@@ -38,6 +38,7 @@ class Recorder(http.server.BaseHTTPRequestHandler):
             "target": self.path,
             "body": body.decode("latin-1"),
             "caller": [value for name, value in names if name == "x-forwarded-client-cert"],
+            "headers": self.headers.items(),
             "trailers": trailers,
         }
         with self.lock, open(sys.argv[2], "a", encoding="utf-8") as file:

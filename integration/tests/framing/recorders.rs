@@ -1,9 +1,9 @@
 //! Backends that answer every request and write down what they saw of it: nginx, HAProxy, Node, Python, hyper.
 //!
 //! Each writes one line of JSON for each request that arrived whole: method, target, body, who it was told the caller
-//! is, and the names of the trailers. Its answer says in `x-seen` which request it answers.
+//! is, the names of the trailers and, but for nginx, all headers. Its answer says in `x-seen` which request it answers.
 
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ pub(crate) struct Recorder {
     pub(crate) address: SocketAddr,
     log: PathBuf,
     /// How much of it was looked at.
-    read: usize,
+    read: u64,
     _processes: Vec<Process>,
 }
 
@@ -35,6 +35,8 @@ pub(crate) struct Seen {
     /// Every `x-forwarded-client-cert`, however it is spelled.
     pub(crate) callers: Vec<String>,
     pub(crate) trailers: Vec<String>,
+    /// Names and values; nginx does not tell.
+    pub(crate) headers: Vec<(String, String)>,
 }
 
 impl Recorder {
@@ -49,7 +51,8 @@ impl Recorder {
                 let behind = free_address();
                 let recorder = python(directory, behind, &log).await;
                 let sections = format!(
-                    "frontend in\n    bind {address}\n    default_backend out\nbackend out\n    server out {behind}"
+                    "frontend in\n    bind {address}\n    timeout client 10m\n    default_backend out\n\
+                     backend out\n    timeout server 10m\n    server out {behind}"
                 );
                 vec![peers::haproxy(directory, &sections, address).await, recorder]
             }
@@ -72,12 +75,14 @@ impl Recorder {
 
     /// What was written down since the last time.
     pub(crate) fn news(&mut self) -> Vec<Seen> {
-        let text = std::fs::read(&self.log).unwrap();
+        let mut file = std::fs::File::open(&self.log).unwrap();
+        file.seek(SeekFrom::Start(self.read)).unwrap();
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).unwrap();
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let new = text[self.read..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        let news = new.map(|line| Seen::parse(&String::from_utf8_lossy(line))).collect();
-        self.read = whole;
-        news
+        self.read += whole as u64;
+        let new = text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        new.map(|line| Seen::parse(&String::from_utf8_lossy(line))).collect()
     }
 }
 
@@ -90,7 +95,9 @@ impl Seen {
             all.iter().map(|one| one.as_str().unwrap().to_owned()).collect()
         };
         let asked = Asked { method: text("method"), target: text("target"), body: text("body") };
-        Self { asked, callers: list("caller"), trailers: list("trailers") }
+        let pair = |pair: &Value| (pair[0].as_str().unwrap().to_owned(), pair[1].as_str().unwrap().to_owned());
+        let headers = value["headers"].as_array().map(|all| all.iter().map(pair).collect()).unwrap_or_default();
+        Self { asked, callers: list("caller"), trailers: list("trailers"), headers }
     }
 }
 
@@ -103,7 +110,7 @@ async fn nginx(directory: &Path, address: SocketAddr, log: &Path) -> Process {
          \"caller\":[\"$http_x_forwarded_client_cert\"],\"trailers\":[]}}';\n\
          map $status $whole {{ 200 1; default 0; }}\n\
          server {{\nlisten {address};\naccess_log {log} seen if=$whole;\nunderscores_in_headers on;\nmerge_slashes off;\n\
-         large_client_header_buffers 8 128k;\nclient_body_buffer_size 1m;\nkeepalive_requests 100000;\n\
+         large_client_header_buffers 8 128k;\nclient_body_buffer_size 1m;\nclient_body_timeout 10m;\nkeepalive_requests 100000;\n\
          location / {{ proxy_pass http://{behind}; add_header x-seen \"$request_method $request_uri\"; }}\n}}\n\
          server {{ listen {behind}; access_log off; large_client_header_buffers 8 128k; return 200 \"$request_method $request_uri\"; }}"
     );
@@ -140,11 +147,13 @@ async fn record(request: Request<Incoming>, log: PathBuf) -> Result<Response<Ful
         body.trailers().map(|all| all.keys().map(|name| plain(name.as_str())).collect()).unwrap_or_default();
     let callers = parts.headers.iter().filter(|(name, _)| plain(name.as_str()) == "x-forwarded-client-cert");
     let callers: Vec<_> = callers.map(|(_, value)| String::from_utf8_lossy(value.as_bytes())).collect();
-    let body: String = body.to_bytes().iter().copied().map(char::from).collect();
+    let latin1 = |bytes: &[u8]| bytes.iter().copied().map(char::from).collect::<String>();
+    let headers: Vec<_> = parts.headers.iter().map(|(name, value)| (name.as_str(), latin1(value.as_bytes()))).collect();
+    let body = latin1(&body.to_bytes());
     let seen = format!("{} {}", parts.method, parts.uri);
     let line = json!({
         "method": parts.method.as_str(), "target": parts.uri.to_string(), "body": body, "caller": callers,
-        "trailers": trailers,
+        "trailers": trailers, "headers": headers,
     });
     let mut file = std::fs::File::options().append(true).open(log).unwrap();
     file.write_all(format!("{line}\n").as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! The rows of `requests.txt` and `responses.txt`.
+//! The rows of `requests.txt`, `encoded.txt` and `responses.txt`; for those of `http2.txt` see `http2.rs`.
 //!
 //! Columns stand between ` | `; bytes stand there as [`unescape`] takes them.
 
@@ -11,6 +11,8 @@ pub(crate) enum Outcome {
     Passes(Asked),
     /// The guard refuses.
     Refused,
+    /// The policy denies it.
+    Denied,
     /// The connection ends without an answer.
     Closed,
     /// The client ends its side behind the bytes, and the backend sees nothing whole.
@@ -57,7 +59,7 @@ impl Asked {
         format!("{} {}", self.method, self.target)
     }
 
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let (line, body) = text.split_once(" =").unwrap_or((text, ""));
         let (method, target) = line.split_once(' ').unwrap_or_else(|| panic!("no outcome: {text}"));
         let body = unescape(body).into_iter().map(char::from).collect();
@@ -69,22 +71,41 @@ impl Row {
     pub(crate) fn is_for(&self, backend: &str) -> bool {
         !self.not_for.contains(&backend)
     }
+
+    /// Whether its first request passes, and is one that HTTP/2 does not carry between the sidecars: its body waits for
+    /// consent, or it asks for an upgrade.
+    pub(crate) fn needs_a_link(&self) -> bool {
+        let Some(Outcome::Passes(asked)) = self.outcomes.first() else { return false };
+        let head = String::from_utf8_lossy(&self.raw).to_lowercase();
+        let line = head.lines().next().unwrap_or_default();
+        let waits = head.contains("\r\nexpect:") && !asked.body.is_empty();
+        waits || (head.contains("\r\nconnection: upgrade") && line.ends_with("http/1.1"))
+    }
 }
 
 pub(crate) fn requests() -> Vec<Row> {
+    parse(include_str!("requests.txt"))
+}
+
+pub(crate) fn encoded() -> Vec<Row> {
+    parse(include_str!("encoded.txt"))
+}
+
+fn parse(text: &'static str) -> Vec<Row> {
     let parse = |line: &'static str| {
         let mut columns = line.splitn(3, " | ");
         let (name, outcomes, raw) = (columns.next().unwrap(), columns.next().expect(line), columns.next().expect(line));
         let mut names = name.split(" -");
         let outcomes = outcomes.split(", ").filter(|outcome| *outcome != "nothing").map(|outcome| match outcome {
             "400" => Outcome::Refused,
+            "403" => Outcome::Denied,
             "closed" => Outcome::Closed,
             "cut" => Outcome::Cut,
             request => Outcome::Passes(Asked::parse(request)),
         });
         Row { name: names.next().unwrap(), outcomes: outcomes.collect(), raw: unescape(raw), not_for: names.collect() }
     };
-    rows(include_str!("requests.txt")).map(parse).collect()
+    rows(text).map(parse).collect()
 }
 
 pub(crate) fn replies() -> Vec<Reply> {

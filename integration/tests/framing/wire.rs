@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use countersign_integration::frames::Stream;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -19,6 +20,8 @@ pub(crate) enum Way {
     Outbound(SocketAddr),
     /// As whoever holds an SVID: over mutual TLS, to the inbound listener.
     Inbound(SocketAddr, Arc<ClientConfig>),
+    /// As [`Way::Outbound`], to a listener on which a crowd may be under way.
+    Crowded(SocketAddr),
 }
 
 /// How the bytes are written.
@@ -30,9 +33,9 @@ pub(crate) enum Pace {
 }
 
 pub(crate) struct Client {
-    reader: ReadHalf<Box<dyn Wire>>,
+    reader: ReadHalf<Stream>,
     /// The task that writes; it gives the writer back.
-    writing: Option<JoinHandle<WriteHalf<Box<dyn Wire>>>>,
+    writing: Option<JoinHandle<WriteHalf<Stream>>>,
     received: Vec<u8>,
 }
 
@@ -49,29 +52,31 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
 }
 
-pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
-
 impl Way {
     pub(crate) async fn connect(&self) -> Client {
-        let (Self::Outbound(address) | Self::Inbound(address, _)) = self;
+        let (reader, writer) = tokio::io::split(self.dial(false).await);
+        Client { reader, writing: Some(tokio::spawn(async { writer })), received: Vec::new() }
+    }
+
+    /// A connection on which nothing was said yet but, over TLS, that it is for HTTP/2.
+    pub(crate) async fn dial(&self, http2: bool) -> Stream {
+        let (Self::Outbound(address) | Self::Inbound(address, _) | Self::Crowded(address)) = self;
         let tcp = TcpStream::connect(address).await.unwrap();
         tcp.set_nodelay(true).unwrap();
-        let wire: Box<dyn Wire> = match self {
-            Self::Outbound(_) => Box::new(tcp),
-            Self::Inbound(_, config) => {
-                let name = ServerName::try_from("sidecar.test").unwrap();
-                Box::new(TlsConnector::from(Arc::clone(config)).connect(name, tcp).await.unwrap())
-            }
-        };
-        let (reader, writer) = tokio::io::split(wire);
-        Client { reader, writing: Some(tokio::spawn(async { writer })), received: Vec::new() }
+        let Self::Inbound(_, config) = self else { return Box::new(tcp) };
+        let mut config = ClientConfig::clone(config);
+        if http2 {
+            config.alpn_protocols = vec![b"h2".to_vec()];
+        }
+        let name = ServerName::try_from("sidecar.test").unwrap();
+        Box::new(TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap())
     }
 
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Outbound(_) => "outbound",
             Self::Inbound(..) => "inbound",
+            Self::Crowded(_) => "crowded",
         }
     }
 }
@@ -236,7 +241,7 @@ struct Framing {
 pub(crate) const ENDED: &str = "the connection ended";
 
 /// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How much of long bytes is written byte by byte, at each end.
 const ENDS: usize = 400;
