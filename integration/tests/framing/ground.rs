@@ -133,8 +133,8 @@ rules:
 - { name: closed, from: \"*\", to: /ns/test/sa/server, deny: { paths: [\"/closed/**\"] } }
 ";
 
-/// More than it takes for a crowd, so that some of them share a connection.
-const CROWD: usize = 16;
+/// More than it takes for a crowd on each of four workers, so that some share a connection on each.
+const CROWD: usize = 40;
 
 /// A request whose body does not come.
 const HELD: &[u8] = b"POST /held HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n";
