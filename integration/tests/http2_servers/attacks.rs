@@ -142,8 +142,8 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("DATA before the head", Fault, Cut, |peer, stream| {
         Box::pin(tell(peer, frame(DATA, END_STREAM, stream, b"early")))
     }),
-    attack("DATA over the window", Broken, Cut, |peer, stream| {
-        let data = frame(DATA, 0, stream, &[0; 1 << 14]).repeat(2000);
+    attack("DATA over the window", Broken, Borne, |peer, stream| {
+        let data = frame(DATA, 0, stream, &[0; 1 << 14]).repeat(500);
         Box::pin(tell(peer, [headers(stream, 0, &response("200")), data].concat()))
     }),
     attack("a stream that nobody has opened", Fault, Cut, |peer, stream| {
