@@ -37,7 +37,7 @@ fuzz: ## Every fuzz target for a minute, or for SECONDS=N; see fuzz/README.md
 	CARGO="$(CARGO)" fuzz/run $(SECONDS)
 
 .PHONY: abuse
-abuse: peers ## Abuse of HTTP/2 against the release binary: a table of honest p99 and memory, ten minutes
+abuse: peers ## Abuse of HTTP/2 against the release binary: honest p99 and memory under each attack
 	$(CARGO) build --locked --release
 	COUNTERSIGN_BINARY=$(CURDIR)/target/release/countersign COUNTERSIGN_ABUSE=1 \
 		$(CARGO) test --locked -p countersign-integration --test http2_abuse -- --nocapture --test-threads=1
