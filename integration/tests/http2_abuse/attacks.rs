@@ -67,7 +67,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         held: 3,
         memory: 3 * ONE,
         // 750 answers of half a MiB are fetched from the app in one breath, which any burst of them costs.
-        floor: Duration::from_secs(1),
+        floor: Duration::from_millis(600),
         ..attack("answers that are never read", Borne, |peer| Box::pin(stall(peer)))
     },
     attack("WINDOW_UPDATE by 0", Cut, |peer| Box::pin(flood(peer, window_update(0, 0)))),
