@@ -36,6 +36,12 @@ SECONDS ?= 60
 fuzz: ## Every fuzz target for a minute, or for SECONDS=N; see fuzz/README.md
 	CARGO="$(CARGO)" fuzz/run $(SECONDS)
 
+.PHONY: abuse
+abuse: peers ## Abuse of HTTP/2 against the release binary: honest p99 and memory under each attack
+	$(CARGO) build --locked --release
+	COUNTERSIGN_BINARY=$(CURDIR)/target/release/countersign COUNTERSIGN_ABUSE=1 \
+		$(CARGO) test --locked -p countersign-integration --test http2_abuse -- --nocapture --test-threads=1
+
 .PHONY: bench
 bench: ## The data path beside its peers (an hour), into bench/results; the time of a policy decision
 	bench/setup

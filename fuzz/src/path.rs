@@ -4,17 +4,29 @@
 //! slashes, cutters of parameters. They are written anew and do not know the guard. What may stand in a path in two
 //! ways (an encoded `:`, a `;parameter`) the policy must see in each of them.
 
+mod encoded;
+
 use std::sync::LazyLock;
 
 use countersign_identity::SpiffeId;
 use countersign_policy::{Action, Matcher, PathPattern, Policy, Request};
-use countersign_proxy::fuzzing;
+use countersign_proxy::{fuzzing, guard::Paths};
 use unicode_normalization::UnicodeNormalization;
 
-/// A request target.
+/// A request target. The first byte says, with its last bit, whether the listener takes `paths: encoded`.
 pub fn path(data: &[u8]) {
-    let Ok(target) = str::from_utf8(data) else { return };
-    if !target.starts_with('/') || !fuzzing::path_has_one_reading(target) {
+    let Some((first, target)) = data.split_first() else { return };
+    let Ok(target) = str::from_utf8(target) else { return };
+    if first & 1 == 1 {
+        encoded::path(target);
+    } else {
+        strict(target);
+    }
+}
+
+/// On a listener with `paths: strict`.
+fn strict(target: &str) {
+    if !target.starts_with('/') || !fuzzing::path_passes(target, Paths::Strict) {
         return;
     }
     assert!(target.bytes().all(|byte| byte.is_ascii_graphic()), "{target:?} holds what is not visible");
@@ -68,13 +80,18 @@ fn passes(path: &str, rules: &str) -> bool {
 
 /// Every `%XX`, once; what is not one stays.
 fn decoded(text: &[u8]) -> Vec<u8> {
+    decoded_of(text, |_| true)
+}
+
+/// As [`decoded`], but only the bytes that are `meant`.
+fn decoded_of(text: &[u8], meant: impl Fn(u8) -> bool) -> Vec<u8> {
     let mut decoded = Vec::new();
     let mut at = 0;
     while let Some(byte) = text.get(at) {
         let digits = text.get(at + 1..at + 3).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
         let value = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok());
         match value {
-            Some(value) if *byte == b'%' => {
+            Some(value) if *byte == b'%' && meant(value) => {
                 decoded.push(value);
                 at += 3;
             }

@@ -1,4 +1,5 @@
-//! HTTP/2 frame by frame and by hand (RFC 9113), for clients that keep no rule which the test does not want kept.
+//! HTTP/2 frame by frame and by hand (RFC 9113), for clients and servers that keep no rule which the test does not want
+//! kept.
 //!
 //! Header blocks are literals without Huffman coding (RFC 7541, section 6.2), so that what is on the wire is what the
 //! test wrote. It is no client library: nothing here looks after windows or states.
@@ -36,7 +37,7 @@ impl Frame {
     }
 }
 
-/// The client's end of a connection.
+/// An end of a connection: the client's, or the server's.
 pub struct Peer {
     pub reader: ReadHalf<Stream>,
     pub writer: WriteHalf<Stream>,
@@ -51,6 +52,16 @@ impl Peer {
         let mut peer = Self { reader, writer, next: 1 };
         peer.send(&[PREFACE, &settings(values)].concat()).await?;
         Ok(peer)
+    }
+
+    /// As a server: takes the preface, and sends SETTINGS with these values.
+    pub async fn accept(io: Stream, values: &[(u16, u32)]) -> io::Result<Self> {
+        let (reader, writer) = tokio::io::split(io);
+        let mut peer = Self { reader, writer, next: 2 };
+        peer.send(&settings(values)).await?;
+        let mut preface = [0; PREFACE.len()];
+        peer.reader.read_exact(&mut preface).await?;
+        if preface == PREFACE { Ok(peer) } else { Err(io::Error::other(format!("no preface: {preface:?}"))) }
     }
 
     /// Writes; a peer that takes nothing for a while is an error of the kind `TimedOut`.
@@ -140,7 +151,16 @@ pub fn headers(stream: u32, flags: u8, block: &[u8]) -> Vec<u8> {
 }
 
 pub fn reset(stream: u32) -> Vec<u8> {
-    frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())
+    reset_for(stream, CANCEL)
+}
+
+pub fn reset_for(stream: u32, reason: u32) -> Vec<u8> {
+    frame(RST_STREAM, 0, stream, &reason.to_be_bytes())
+}
+
+/// GOAWAY without an error; of the streams up to `last` it says that they were taken.
+pub fn goaway(last: u32) -> Vec<u8> {
+    frame(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat())
 }
 
 pub fn window_update(stream: u32, increment: u32) -> Vec<u8> {
@@ -157,6 +177,11 @@ pub fn settings(values: &[(u16, u32)]) -> Vec<u8> {
 pub fn request(method: &str, path: &str) -> Vec<u8> {
     let fields = [(":method", method), (":scheme", "http"), (":authority", "app.test"), (":path", path)];
     fields.iter().flat_map(|(name, value)| literal(name, value)).collect()
+}
+
+/// The header block of a response.
+pub fn response(status: &str) -> Vec<u8> {
+    literal(":status", status)
 }
 
 /// A field that is not put into the dynamic table (RFC 7541, section 6.2.2).
@@ -214,6 +239,8 @@ pub const ACK: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 pub const PADDED: u8 = 8;
 
+pub const INTERNAL_ERROR: u32 = 2;
+pub const REFUSED_STREAM: u32 = 7;
 const CANCEL: u32 = 8;
 
 /// SETTINGS_INITIAL_WINDOW_SIZE.

@@ -10,8 +10,13 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use countersign_testing::eventually;
 
-/// The binary under test: built by `make build` (or `cargo build`) beside the test binaries.
+/// The binary under test: built by `make build` (or `cargo build`) beside the test binaries, or what
+/// `COUNTERSIGN_BINARY` names.
 pub fn binary() -> PathBuf {
+    if let Some(binary) = std::env::var_os("COUNTERSIGN_BINARY").map(PathBuf::from) {
+        assert!(binary.exists(), "{} is not there, which COUNTERSIGN_BINARY names", binary.display());
+        return binary;
+    }
     let mut directory = std::env::current_exe().unwrap();
     directory.pop();
     if directory.ends_with("deps") {

@@ -14,12 +14,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
     SanType,
 };
-use rustls::ClientConfig;
+use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use time::{Duration, OffsetDateTime};
 use tokio::net::{TcpStream, UnixListener};
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::Request;
 use tonic::transport::Endpoint;
@@ -59,6 +59,15 @@ impl Leaf {
         let mut config = Arc::unwrap_or_clone(Stranger::client(Some(self)));
         config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
         TlsConnector::from(Arc::new(config))
+    }
+
+    /// For a server that shows this certificate, asks for none, and speaks nothing but `protocol`.
+    pub fn acceptor(&self, protocol: &str) -> TlsAcceptor {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.clone()));
+        let config = ServerConfig::builder().with_no_client_auth();
+        let mut config = config.with_single_cert(vec![self.certificate.clone()], key).unwrap();
+        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        TlsAcceptor::from(Arc::new(config))
     }
 
     pub async fn dial_with(connector: TlsConnector, inbound: SocketAddr) -> io::Result<TlsStream<TcpStream>> {

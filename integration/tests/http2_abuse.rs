@@ -1,7 +1,8 @@
 //! HTTP/2 against its rules: what an authenticated peer, or the app, can do to a sidecar in a frame after the other.
 //!
 //! Each attack is a row of `http2_abuse/attacks.rs`. It is made through the door that the test names while an honest
-//! client goes on, turn by turn with times of peace.
+//! client goes on, turn by turn with times of peace. `make abuse` measures the release binary so, with a bound that counts
+//! from 10 ms on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 #[path = "http2_abuse/attacks.rs"]
@@ -12,7 +13,7 @@ mod ground;
 use std::time::Duration;
 
 use attacks::ATTACKS;
-use ground::{Door, Ground};
+use ground::{Door, Ground, Rigour};
 use tokio::sync::Mutex;
 
 /// One at a time: they measure.
@@ -36,13 +37,14 @@ async fn no_app_slows_its_other_connections_or_grows_the_sidecar_by_abuse_of_htt
 async fn all(ground: &Ground, door: Door) {
     let mut wrong = Vec::new();
     for attack in ATTACKS {
-        let seen = ground.withstand(&door, attack).await;
+        let seen = ground.withstand(&door, attack, Rigour::chosen()).await;
         let millis = |time: Duration| time.as_secs_f64() * 1e3;
         println!(
-            "{:44} p99 {:6.2} ms in peace, {:6.2} ms attacked ({:6.2} ms beside it); +{:5} KiB; {} connections, {} ended",
+            "{door} | {:44} | p99 {:6.2} ms in peace | {:6.2} ms attacked | {:4.1} times | {:6.2} ms beside it | +{:5} KiB | {} connections, {} ended",
             seen.name,
             millis(seen.normal.here),
             millis(seen.attacked.here),
+            seen.attacked.here.as_secs_f64() / seen.normal.here.as_secs_f64(),
             millis(seen.attacked.beside),
             seen.grown >> 10,
             seen.connections,

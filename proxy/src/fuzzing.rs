@@ -2,14 +2,17 @@
 //!
 //! One reading is the general path's: the guard and hyper. The other is the fast path's, and what it would write is
 //! read by hyper again, as the next hop reads it. Where both pass something they must mean the same; where only the
-//! fast path does, it is a defect. Built with the feature `fuzzing` only; not part of the product.
+//! fast path does, it is a defect. So it is if the policy is asked about anything but what the receiver reads, or if
+//! what goes over a stream between two sidecars is another message behind it than over a link. Built with the feature `fuzzing` only; not part of the product.
 
 mod general;
+mod mesh;
 mod wire;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-pub use crate::http1::readings::{Ending, Passed, Requests, chunked, requests, response};
+use crate::http1::readings::streamed_response;
+pub use crate::http1::readings::{Content, Ending, Passed, Plain, Requests, chunked, requests, response};
 pub use general::{Answer, Finish, Request, Seen};
 
 use crate::guard::{self, HeadLimits};
@@ -23,7 +26,10 @@ pub fn requests_agree(raw: &[u8], piece: usize) -> Result<(), String> {
     let client_cert = HeaderValue::from_static("By=spiffe://a/b;URI=spiffe://a/c");
     let there = general::requests(raw, Reader::Guarded, Some(&client_cert));
     let here = requests(raw, piece, &HeadLimits::default(), Some(&client_cert));
-    for (at, passed) in here.passed.iter().enumerate() {
+    if let Some(Seen::Other(why)) = there.iter().find(|seen| matches!(seen, Seen::Other(_))) {
+        return Err(format!("of the general path: {why}"));
+    }
+    for (at, Plain { asked, passed, head, content }) in here.passed.iter().enumerate() {
         let Some(Seen::Request(there)) = there.get(at) else {
             return Err(format!("request {at} passes the fast path only; the general path: {:?}", there.get(at)));
         };
@@ -31,6 +37,9 @@ pub fn requests_agree(raw: &[u8], piece: usize) -> Result<(), String> {
         let [Seen::Request(received)] = &received[..] else {
             return Err(format!("request {at} is not one request to its receiver, but {received:?}"));
         };
+        if received.question() != (asked.0.as_str(), asked.1.as_str()) {
+            return Err(format!("the policy is asked about {asked:?}, the receiver gets {:?}", received.question()));
+        }
         let received = as_received((**received).clone());
         let same_end = match passed.ending {
             Ending::Whole => received == **there && there.finish == Finish::Whole,
@@ -42,6 +51,18 @@ pub fn requests_agree(raw: &[u8], piece: usize) -> Result<(), String> {
         };
         if !same_end {
             return Err(format!("request {at} ends {:?};\n   fast {received:?}\ngeneral {there:?}", passed.ending));
+        }
+        match content {
+            Ok(content) if passed.ending == Ending::Whole => {
+                let streamed = mesh::request(head, content.clone(), &client_cert);
+                let streamed = streamed.map_err(|why| format!("request {at} over a stream: {why}"))?;
+                let [link, stream] = [received, streamed].map(mesh::in_one_form);
+                if link != stream {
+                    return Err(format!("request {at} arrives in two forms:\n  link {link:?}\nstream {stream:?}"));
+                }
+            }
+            Err(ending) if *ending == passed.ending => {}
+            _ => return Err(format!("request {at} ends {:?} over a link, over a stream {content:?}", passed.ending)),
         }
     }
     let rest = here.left.map(|left| general::requests(&left, Reader::Resumed, Some(&client_cert))).unwrap_or_default();
@@ -87,7 +108,32 @@ pub fn responses_agree(raw: &[u8], piece: usize, is_head: bool, from_app: bool) 
         Ending::Short | Ending::Malformed(_) => received.is_beginning_of(&there),
         Ending::Unreadable(_) => false,
     };
-    if same { Ok(()) } else { Err(format!("{:?}\n   fast {received:?}\ngeneral {there:?}", here.ending)) }
+    if !same {
+        return Err(format!("{:?}\n   fast {received:?}\ngeneral {there:?}", here.ending));
+    }
+    if here.ending == Ending::Whole { response_streams(raw, piece, is_head, from_app, received) } else { Ok(()) }
+}
+
+/// Whether the response in `raw` is `link` to the caller if it comes over a stream too.
+fn response_streams(raw: &[u8], piece: usize, is_head: bool, from_app: bool, link: Answer) -> Result<(), String> {
+    let read = streamed_response(raw, piece, is_head);
+    let (status, mut headers, mut content) = read.map_err(|ending| format!("it goes over no stream: {ending:?}"))?;
+    if from_app {
+        guard::headers::sanitize_response(&mut headers);
+    } else {
+        guard::headers::remove_hop_by_hop(&mut headers);
+    }
+    if let Some(content) = &mut content {
+        guard::headers::sanitize_trailers(&mut content.trailers);
+    }
+    let stream = mesh::response(status, headers, content, is_head).map_err(|why| format!("over a stream: {why}"))?;
+    let Some(stream) = stream else { return Err("over a stream nothing arrives".to_owned()) };
+    // A body of no bytes may say so, or may not.
+    let [link, stream] = [link, stream].map(|mut answer| {
+        answer.length = answer.length.filter(|length| *length > 0);
+        answer
+    });
+    if link == stream { Ok(()) } else { Err(format!("it arrives in two forms:\n  link {link:?}\nstream {stream:?}")) }
 }
 
 /// The status of a response in `written` that may not say anything of a body, and does (RFC 9110, section 8.6).
@@ -142,9 +188,9 @@ fn as_received(mut request: Request) -> Request {
     request
 }
 
-/// The guard's verdict on a path, with its query.
-pub fn path_has_one_reading(target: &str) -> bool {
-    guard::path::check(target).is_ok()
+/// The guard's verdict on a path, with its query, on a listener that takes `paths`.
+pub fn path_passes(target: &str, paths: guard::Paths) -> bool {
+    guard::path::check_as(target, paths).is_ok()
 }
 
 /// What the fast path leaves of a request's header lines: the names and values as written, or `None` where it leaves
@@ -158,7 +204,7 @@ pub fn fast_lines(headers: &[(String, Vec<u8>)]) -> Option<Vec<(String, Vec<u8>)
     }
     raw.extend_from_slice(b"\r\n");
     let read = requests(&raw, usize::MAX, &HeadLimits::default(), None);
-    let written = &read.passed.first()?.written;
+    let written = &read.passed.first()?.passed.written;
     let mut fields = [httparse::EMPTY_HEADER; 256];
     let mut request = httparse::Request::new(&mut fields);
     request.parse(written).ok()?;

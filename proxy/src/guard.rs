@@ -165,10 +165,7 @@ fn target(parts: &Parts, paths: Paths) -> Result<(), Refused> {
     match target {
         "*" if parts.method == Method::OPTIONS => Ok(()),
         _ if !target.starts_with('/') => Err(Malformed::TargetForm.into()),
-        _ => match paths {
-            Paths::Strict => Ok(path::check(target)?),
-            Paths::Encoded => Ok(path::check_encoded(target)?),
-        },
+        _ => Ok(path::check_as(target, paths)?),
     }
 }
 

@@ -12,8 +12,11 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
+use super::mesh;
 use super::wire::{Wire, run, settle};
 use crate::guard::{self, Framed, HeadLimits};
+use crate::http1::readings::Content;
+use crate::live::Target;
 
 /// How a body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +47,11 @@ pub struct Request {
 }
 
 impl Request {
+    /// What the policy would be asked about if this were what it is asked about.
+    pub(super) fn question(&self) -> (&str, &str) {
+        (&self.method, self.target.split('?').next().unwrap_or_default())
+    }
+
     /// Whether `whole` may be what this was before it broke off.
     pub fn is_beginning_of(&self, whole: &Self) -> bool {
         let head = |request: &Self| (request.method.clone(), request.target.clone(), request.headers.clone());
@@ -58,6 +66,8 @@ pub enum Seen {
     Request(Box<Request>),
     /// The guard refuses it, for this reason.
     Refused(&'static str),
+    /// It is let pass, but the policy is asked about another one than the next hop gets.
+    Other(String),
 }
 
 /// Who reads.
@@ -110,10 +120,18 @@ async fn record(request: hyper::Request<Incoming>, guarded: bool, client_cert: O
         collect(body).await;
         return Seen::Refused(refused.reason());
     }
+    // As `inbound` asks the policy first, and `live` when it has changed.
+    let asked = (parts.method.clone(), parts.uri.path().to_owned());
+    let target = Target::new(parts.uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str));
     let (body, mut trailers, finish) = collect(body).await;
     if guarded {
         guard::headers::sanitize_request(&mut parts.headers);
         guard::headers::sanitize_trailers(&mut trailers);
+        let has_body = finish == Finish::Whole && !(body.is_empty() && trailers.is_empty());
+        let content = has_body.then(|| Content { data: body.clone(), trailers: trailers.clone() });
+        if let Err(why) = mesh::asked_about(&asked, target.path(), &parts, content) {
+            return Seen::Other(why);
+        }
     }
     if let Some(client_cert) = client_cert {
         parts.headers.insert(HeaderName::from_static("x-forwarded-client-cert"), client_cert);

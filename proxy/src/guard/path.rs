@@ -7,6 +7,7 @@
 //! [`check_encoded`] lets through what object stores and gateways need, `%2F` above all. Which readings such a path has
 //! is then the policy's to look at; refused is what leads out of the place that it names, in whichever reading.
 
+use super::Paths;
 use super::reasons::Ambiguous;
 
 /// Whether `target`, a path that begins with `/` and perhaps a query, has one reading.
@@ -18,6 +19,14 @@ pub(crate) fn check(target: &str) -> Result<(), Ambiguous> {
     }
     bytes(path.as_bytes())?;
     segments(path)
+}
+
+/// As [`check`] or as [`check_encoded`], as `paths` says.
+pub(crate) fn check_as(target: &str, paths: Paths) -> Result<(), Ambiguous> {
+    match paths {
+        Paths::Strict => check(target),
+        Paths::Encoded => check_encoded(target),
+    }
 }
 
 /// As [`check`], for a listener with `paths: encoded`: whether no reading of `target` is one that nobody should send.

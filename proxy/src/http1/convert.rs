@@ -1,7 +1,7 @@
 //! Heads between HTTP/1.1, as text, and HTTP/2, as maps.
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
@@ -24,6 +24,9 @@ pub(crate) fn request(text: &[u8]) -> Option<Request<()>> {
         let value = text.slice_ref(header.value);
         if header.name.eq_ignore_ascii_case("host") {
             authority = Some(Authority::from_maybe_shared(value).ok()?);
+        } else if header.name.eq_ignore_ascii_case("te") {
+            // It says `trailers`, which HTTP/2 has in small letters alone.
+            map.insert(TE, HeaderValue::from_static("trailers"));
         } else if !header.name.eq_ignore_ascii_case("transfer-encoding") {
             map.append(
                 HeaderName::from_bytes(header.name.as_bytes()).ok()?,

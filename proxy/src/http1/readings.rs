@@ -3,9 +3,9 @@
 //! The loops here are those of `fast::read` and `OverLink`, less everything that waits. What they write is written to
 //! memory. Not part of the product.
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
-use super::body::{Body, Step};
+use super::body::{Body, Found, Step};
 use super::request::{self, Read};
 use super::response::{self, Asked};
 use crate::buffer::{Buffer, SIZE};
@@ -33,11 +33,33 @@ pub struct Passed {
     pub ending: Ending,
 }
 
+/// A request that the fast path passes.
+#[derive(Debug)]
+pub struct Plain {
+    /// What the policy is asked about: the method, and the path without the query.
+    pub asked: (Method, String),
+    /// As it is passed on over a link.
+    pub passed: Passed,
+    /// Its head, as it is passed on.
+    pub head: Vec<u8>,
+    /// Its body as it is passed on over a stream, if it has one; or how that breaks off.
+    pub content: Result<Option<Content>, Ending>,
+}
+
+/// A body less its framing, as it goes over a stream.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Content {
+    /// Its data.
+    pub data: Vec<u8>,
+    /// Its trailers.
+    pub trailers: HeaderMap,
+}
+
 /// The requests of a connection.
 #[derive(Debug, Default)]
 pub struct Requests {
     /// Those that are plain.
-    pub passed: Vec<Passed>,
+    pub passed: Vec<Plain>,
     /// What is left for the general path. `None` where the connection ends first.
     pub left: Option<Vec<u8>>,
 }
@@ -46,11 +68,13 @@ pub struct Requests {
 struct Input<'a> {
     held: Vec<u8>,
     pieces: std::slice::Chunks<'a, u8>,
+    /// What was consumed.
+    consumed: Vec<u8>,
 }
 
 impl<'a> Input<'a> {
     fn new(bytes: &'a [u8], piece: usize) -> Self {
-        Self { held: Vec::new(), pieces: bytes.chunks(piece.clamp(1, SIZE / 2)) }
+        Self { held: Vec::new(), pieces: bytes.chunks(piece.clamp(1, SIZE / 2)), consumed: Vec::new() }
     }
 
     /// Takes in the next piece; `false` at the end.
@@ -61,7 +85,7 @@ impl<'a> Input<'a> {
     }
 
     fn consume(&mut self, count: usize) {
-        self.held.drain(..count);
+        self.consumed.extend(self.held.drain(..count));
     }
 
     /// Everything that was not consumed.
@@ -93,9 +117,20 @@ pub fn requests(bytes: &[u8], piece: usize, limits: &HeadLimits, client_cert: Op
             }
         };
         input.consume(plain.len);
-        let mut written = out.bytes().to_vec();
-        let ending = carry(&mut plain.body.into(), &mut input, &mut written);
-        requests.passed.push(Passed { written, ending });
+        input.consumed.clear();
+        let asked = (plain.method, plain.target.path().to_owned());
+        let head = out.bytes().to_vec();
+        let (mut body, mut same) = (Body::from(plain.body), Body::from(plain.body));
+        let bodiless = body.has_ended();
+        let mut written = head.clone();
+        let ending = carry(&mut body, &mut input, &mut written);
+        let mut raw = std::mem::take(&mut input.consumed);
+        if ending != Ending::Whole {
+            raw.extend_from_slice(&input.held);
+        }
+        let content = content(&mut same, &mut Input::new(&raw, piece));
+        let content = content.map(|content| Some(content).filter(|_| !bodiless));
+        requests.passed.push(Plain { asked, passed: Passed { written, ending }, head, content });
         if plain.close || ending != Ending::Whole {
             return requests;
         }
@@ -124,6 +159,34 @@ pub fn response(bytes: &[u8], piece: usize, is_head: bool, from_app: bool) -> Pa
             }
         };
         return Passed { written, ending };
+    }
+}
+
+/// Reads the final response in `bytes` as it goes on over a stream: status, headers, and the body if it has one.
+///
+/// # Errors
+/// How it breaks off.
+pub(crate) fn streamed_response(
+    bytes: &[u8],
+    piece: usize,
+    is_head: bool,
+) -> Result<(StatusCode, HeaderMap, Option<Content>), Ending> {
+    let asked = Asked { is_head, from_app: false, close: false, limits: HeadLimits::default() };
+    let mut input = Input::new(bytes, piece);
+    loop {
+        let Some((head, headers)) = response::read_headers(&input.held, &asked).map_err(Ending::Unreadable)? else {
+            if input.fill() {
+                continue;
+            }
+            return Err(Ending::Short);
+        };
+        input.consume(head.len);
+        if !head.status.is_informational() {
+            let mut body = Body::from(head.body);
+            let bodiless = body.has_ended();
+            let content = content(&mut body, &mut input)?;
+            return Ok((head.status, headers, Some(content).filter(|_| !bodiless)));
+        }
     }
 }
 
@@ -167,4 +230,28 @@ fn carry(body: &mut Body, input: &mut Input<'_>, written: &mut Vec<u8>) -> Endin
         input.consume(count);
     }
     Ending::Whole
+}
+
+/// Takes the framing off a body, as `OverStream` and `FromLink` do.
+fn content(body: &mut Body, input: &mut Input<'_>) -> Result<Content, Ending> {
+    let mut content = Content::default();
+    while !body.has_ended() {
+        if input.held.is_empty() && !input.fill() {
+            return if matches!(body, Body::Rest) { Ok(content) } else { Err(Ending::Short) };
+        }
+        match body.find(&input.held).map_err(Ending::Malformed)? {
+            Found::Data { before, len } => {
+                input.consume(before);
+                content.data.extend_from_slice(input.held.get(..len).unwrap_or_default());
+                input.consume(len);
+            }
+            Found::Framing(count) => input.consume(count),
+            Found::More => {}
+            Found::End(count, trailers) => {
+                input.consume(count);
+                content.trailers = trailers;
+            }
+        }
+    }
+    Ok(content)
 }

@@ -42,8 +42,17 @@ fn plain_rows_take_the_fast_path_and_refused_ones_never_do() {
 fn the_ordinary_request_takes_the_fast_path_and_arrives_as_it_was_written() {
     let raw = b"POST /a?b HTTP/1.1\r\nHost: a\r\nX-A:  1 \r\nContent-Length: 2\r\n\r\nhi";
     let read = fuzzing::requests(raw, usize::MAX, &HeadLimits::default(), None);
-    let [passed] = &read.passed[..] else { panic!("{read:?}") };
+    let [fuzzing::Plain { passed, .. }] = &read.passed[..] else { panic!("{read:?}") };
     assert_eq!((passed.written.as_slice(), passed.ending), (&raw[..], Ending::Whole));
+}
+
+#[test]
+fn te_in_capitals_arrives_over_a_stream_too() {
+    // HTTP/2 has it in small letters alone, and the request was a 502 there.
+    for te in ["trailers", "Trailers", "TRAILERS", "Trailers\r\nTE: trailers"] {
+        let raw = format!("GET / HTTP/1.1\r\nHost: a\r\nTE: {te}\r\n\r\n");
+        assert_eq!(requests_agree(raw.as_bytes(), usize::MAX), Ok(()), "{te:?}");
+    }
 }
 
 /// Header lines that mean something to a hop, and some that do not.
@@ -163,7 +172,7 @@ proptest! {
         let plain = requests.iter().take_while(|request| !request.raw.starts_with(b"\r\n")).count();
         let read = fuzzing::requests(&raw, usize::MAX, &HeadLimits::default(), None);
         prop_assert_eq!(read.passed.len(), plain);
-        for (passed, request) in read.passed.iter().zip(&requests) {
+        for (fuzzing::Plain { passed, .. }, request) in read.passed.iter().zip(&requests) {
             // Their headers mean nothing to a hop, so they go on byte for byte.
             let (here, there) = (passed.written.escape_ascii().to_string(), request.raw.escape_ascii().to_string());
             prop_assert_eq!(here, there, "{}", request.seen);

@@ -22,7 +22,7 @@ pub(crate) struct Head {
 }
 
 /// How long the body of a request is.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Body {
     None,
     Length(u64),
