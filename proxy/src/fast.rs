@@ -218,6 +218,7 @@ async fn answer<T: Wire>(
                         },
                     }
                 }
+                _ if ended.unsent => pool.explain_unsent(&error),
                 _ => pool.explain(&error),
             },
         };

@@ -29,8 +29,10 @@ pub(crate) struct Attack {
 pub(crate) enum Heard {
     /// A response 200, whole.
     Well,
-    /// A fault: 502, or 503 where nothing was done about the request.
+    /// A fault: 502.
     Fault,
+    /// A fault: 503, for nothing was done about the request.
+    Undone,
     /// A fault: 504.
     Late,
     /// Its connection, or its stream, ends before the response does.
@@ -48,7 +50,7 @@ pub(crate) enum Verdict {
     Borne,
 }
 
-use Heard::{Broken, Fault, Late, Well};
+use Heard::{Broken, Fault, Late, Undone, Well};
 use Verdict::{Borne, Cut};
 
 /// Every attack.
@@ -93,18 +95,18 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("WINDOW_UPDATE of a stream over the end", Late, Borne, |peer, stream| {
         Box::pin(tell(peer, window_update(stream, 0x7fff_ffff)))
     }),
-    attack("GOAWAY flood that leaves the request out", Fault, Cut, |peer, _| {
+    attack("GOAWAY flood that leaves the request out", Undone, Cut, |peer, _| {
         Box::pin(tell(peer, goaway(0).repeat(10_000)))
     }),
     attack("GOAWAY flood", Well, Cut, |peer, stream| Box::pin(flood(peer, stream, goaway(stream)))),
-    attack("GOAWAY that takes back what it took", Fault, Cut, |peer, stream| {
+    attack("GOAWAY that takes back what it took", Undone, Cut, |peer, stream| {
         Box::pin(flood(peer, stream, [goaway(stream), goaway(stream + 100)].concat()))
     }),
     attack("RST_STREAM behind the head", Broken, Borne, |peer, stream| {
         Box::pin(tell(peer, [headers(stream, 0, &response("200")), reset_for(stream, INTERNAL_ERROR)].concat()))
     }),
     attack("RST_STREAM at once", Fault, Borne, |peer, stream| Box::pin(tell(peer, reset_for(stream, INTERNAL_ERROR)))),
-    attack("every request refused", Fault, Borne, |peer, stream| {
+    attack("every request refused", Undone, Borne, |peer, stream| {
         Box::pin(tell(peer, reset_for(stream, REFUSED_STREAM)))
     }),
     attack("PUSH_PROMISE", Fault, Cut, |peer, stream| {

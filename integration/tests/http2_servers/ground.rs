@@ -176,7 +176,8 @@ async fn call(way: Way, to: SocketAddr, upload: bool) -> Heard {
     match timeout(PATIENCE, heard).await {
         Ok(Ok((200, body))) if body == b"well" => Heard::Well,
         Ok(Ok((200, body))) => panic!("a body that nobody has sent whole: {}", body.escape_ascii()),
-        Ok(Ok((502 | 503, _))) => Heard::Fault,
+        Ok(Ok((502, _))) => Heard::Fault,
+        Ok(Ok((503, _))) => Heard::Undone,
         Ok(Ok((504, _))) => Heard::Late,
         Ok(Ok((status, _))) => panic!("a status that nobody should send: {status}"),
         Ok(Err(error)) if error.kind() != io::ErrorKind::TimedOut => Heard::Broken,

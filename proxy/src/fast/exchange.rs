@@ -67,6 +67,8 @@ pub(super) struct Ended {
     pub(super) begun: bool,
     /// Whether the whole request was taken from the caller.
     pub(super) uploaded: bool,
+    /// Whether nothing was done about the request, if it broke.
+    pub(super) unsent: bool,
     /// The request, if it broke and may be sent again.
     pub(super) again: Option<(Up, Asked)>,
 }

@@ -82,13 +82,13 @@ where
     let mut over = OverLink { exchange, link, up, upward: Upward::default(), down };
     let end = poll_fn(|cx| over.poll(cx)).await.err().unwrap_or(End::Done);
     let (begun, uploaded) = (over.has_begun() || over.down.out.is_torn(), over.has_uploaded());
-    let mut again = None;
+    let (unsent, mut again) = (!over.upward.sent, None);
     match end {
         End::Done if uploaded && over.down.input.is_empty() => over.exchange.pool.give_back(over.link),
         End::Broke(_) if over.may_go_again() => again = Some((over.up, over.down.asked)),
         _ => {}
     }
-    Ended { end, begun, uploaded, again }
+    Ended { end, begun, uploaded, unsent, again }
 }
 
 impl<T: Wire> OverLink<'_, T> {

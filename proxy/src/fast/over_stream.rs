@@ -65,14 +65,14 @@ where
 {
     let Some(request) = convert::request(up.head.bytes()) else {
         let end = broke("the request has no form in HTTP/2");
-        return Ended { end, begun: false, uploaded: up.body.has_ended(), again: None };
+        return Ended { end, begun: false, uploaded: up.body.has_ended(), unsent: false, again: None };
     };
     let (response, sender) = match stream.sender.send_request(request, up.bodiless) {
         Ok(sent) => sent,
         // Nothing of it was sent.
         Err(error) => {
             let (end, uploaded) = (End::Broke(into_io(error)), up.body.has_ended());
-            return Ended { end, begun: false, uploaded, again: Some((up, asked)) };
+            return Ended { end, begun: false, uploaded, unsent: true, again: Some((up, asked)) };
         }
     };
     if up.bodiless {
@@ -97,7 +97,7 @@ where
     let (begun, uploaded) = (over.down.begun.is_some() || over.down.out.is_torn(), over.upward.ended);
     let may_go_again = over.up.bodiless && !begun && (unprocessed || (over.up.safe && over.used));
     let again = (matches!(end, End::Broke(_)) && may_go_again).then_some((over.up, over.down.asked));
-    Ended { end, begun, uploaded, again }
+    Ended { end, begun, uploaded, unsent: unprocessed && !begun, again }
 }
 
 impl<T: Wire> OverStream<'_, T> {
