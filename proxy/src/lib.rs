@@ -39,6 +39,7 @@ mod strangers;
 mod telemetry;
 mod trace;
 mod tunnel;
+mod watched;
 mod websocket;
 
 pub use config::{AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol};
