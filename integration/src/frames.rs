@@ -36,7 +36,7 @@ impl Frame {
     }
 }
 
-/// The client's end of a connection.
+/// One end of a connection.
 pub struct Peer {
     pub reader: ReadHalf<Stream>,
     pub writer: WriteHalf<Stream>,
@@ -50,6 +50,19 @@ impl Peer {
         let (reader, writer) = tokio::io::split(io);
         let mut peer = Self { reader, writer, next: 1 };
         peer.send(&[PREFACE, &settings(values)].concat()).await?;
+        Ok(peer)
+    }
+
+    /// Begins as a server: reads the preface, and sends SETTINGS.
+    pub async fn accept(io: Stream) -> io::Result<Self> {
+        let (reader, writer) = tokio::io::split(io);
+        let mut peer = Self { reader, writer, next: 2 };
+        let mut preface = [0; PREFACE.len()];
+        peer.reader.read_exact(&mut preface).await?;
+        if preface != PREFACE {
+            return Err(io::Error::other("no preface"));
+        }
+        peer.send(&settings(&[])).await?;
         Ok(peer)
     }
 
