@@ -33,7 +33,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         tracing::warn!(%error, "the limit on open files stays as it is");
     }
     install_cryptography()?;
-    let mut builder = match workers() {
+    let workers = workers();
+    tracing::debug!(workers, "threads that serve");
+    let mut builder = match workers {
         // Nothing is handed from thread to thread then, which makes a request a tenth cheaper (docs/decisions/009).
         1 => tokio::runtime::Builder::new_current_thread(),
         workers => {
