@@ -52,13 +52,17 @@ impl Frames {
 
     /// Whether a header block was begun and has not ended.
     pub(super) fn in_block(&self) -> bool {
-        let begins = self.filled > KIND && self.begin.get(KIND) == Some(&HEADERS);
-        begins || (self.block && (!self.last || self.skip > 0))
+        self.begins() || (self.block && (!self.last || self.skip > 0))
     }
 
     /// How many header blocks were begun.
     pub(super) fn blocks(&self) -> u64 {
-        self.blocks
+        self.blocks + u64::from(self.begins())
+    }
+
+    /// Whether the header that comes is known to begin a header block.
+    fn begins(&self) -> bool {
+        self.filled > KIND && self.begin.get(KIND) == Some(&HEADERS)
     }
 
     /// Takes note of the next bytes.
