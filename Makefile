@@ -24,6 +24,12 @@ peers: ## Install or build the real peers that the tests run against, once
 test: peers build ## Every test: units, and the real binary with real peers
 	$(CARGO) test --locked --workspace --no-fail-fast
 
+COUNTERSIGN_SOAK ?= 600
+
+.PHONY: soak
+soak: peers build ## Everything at once for ten minutes, or for COUNTERSIGN_SOAK=N seconds
+	COUNTERSIGN_SOAK=$(COUNTERSIGN_SOAK) $(CARGO) test --locked -p countersign-integration --test soak -- --nocapture
+
 .PHONY: lint
 lint: ## Format, clippy and documentation, as CI checks them
 	$(CARGO) fmt --all --check

@@ -35,6 +35,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
     install_cryptography()?;
     let threads = threads();
+    tracing::debug!(workers = threads, "threads that serve");
     // What carries traffic has threads of its own for it, none of which hands anything to another (docs/decisions/014).
     let carries = matches!(cli.command, Command::Sidecar(_) | Command::Proxy(_));
     let mut builder = if threads == 1 || carries {

@@ -18,6 +18,6 @@ mod through;
 pub use backend::{Backend, bytes, sum};
 pub use collector::{Collector, Span};
 pub use countersign_testing::{DEADLINE, PROMPT, eventually, free_address, free_neighbours};
-pub use mesh::{Authority, Mesh, Pair, Service, Sidecar, TRUST_DOMAIN};
+pub use mesh::{Authority, Mesh, Pair, Service, Sidecar, TRUST_DOMAIN, total};
 pub use process::{Process, binary, run};
 pub use through::{Through, done, serve};

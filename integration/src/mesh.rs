@@ -290,7 +290,7 @@ impl Sidecar {
     /// The sum of a metric over all series whose labels contain each of `labels` (`name="value"`).
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let (_, text) = self.get("/metrics").await.unwrap();
-        sum(&text, name, labels)
+        total(&text, name, labels)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -302,11 +302,12 @@ impl Authority {
     /// As [`Sidecar::metric`].
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let (_, text) = get(self.admin, "/metrics").await.unwrap();
-        sum(&text, name, labels)
+        total(&text, name, labels)
     }
 }
 
-fn sum(metrics: &str, name: &str, labels: &[&str]) -> f64 {
+/// The sum of a metric over all series of `metrics` whose labels contain each of `labels`.
+pub fn total(metrics: &str, name: &str, labels: &[&str]) -> f64 {
     let series = metrics.lines().filter(|line| !line.starts_with('#'));
     let of_name = series.filter(|line| line.split(['{', ' ']).next() == Some(name));
     let matching = of_name.filter(|line| labels.iter().all(|label| line.contains(label)));

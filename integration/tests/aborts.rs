@@ -4,11 +4,11 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use countersign_integration::frames::{DATA, END_STREAM, HEADERS, Peer, frame, headers, request, reset};
+use countersign_integration::frames::{DATA, END_STREAM, HEADERS, Peer, RST_STREAM, frame, headers, request, reset};
 use countersign_integration::plain::Connection;
-use countersign_integration::{Backend, Mesh, PROMPT, Sidecar, bytes, eventually, free_address};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use countersign_integration::{Backend, Mesh, PROMPT, Sidecar, Through, bytes, eventually, free_address};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 const RULES: &str = "rules: [{ name: open, from: /ns/test/sa/client, to: /ns/test/sa/server, allow: {} }]\n";
@@ -19,6 +19,8 @@ struct Ground {
     client: Sidecar,
     server: Sidecar,
     upstream: SocketAddr,
+    /// Requests that are under way all the time.
+    held: Vec<Connection<TcpStream>>,
 }
 
 /// When the caller gives up.
@@ -57,7 +59,24 @@ impl Ground {
         let mut client = Mesh::service("client", free_address(), "http");
         let upstream = client.calls(&server);
         let (client, server) = (mesh.sidecar(client).await, mesh.sidecar(server).await);
-        Self { _mesh: mesh, backend, client, server, upstream }
+        Self { _mesh: mesh, backend, client, server, upstream, held: Vec::new() }
+    }
+
+    /// Has so many requests under way that others go over HTTP/2 between the sidecars (docs/decisions/009).
+    async fn crowded(mut self) -> Self {
+        for turn in 0..CROWD {
+            let mut caller = Connection::connect(self.upstream).await.unwrap();
+            caller.send(format!("GET /silent/held{turn} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).await.unwrap();
+            self.held.push(caller);
+            self.hears(&format!("asked /silent/held{turn}"), countersign_integration::DEADLINE).await;
+        }
+        self
+    }
+
+    /// How many requests `client` has taken back of the streams that they went over.
+    async fn taken_back(&self) -> f64 {
+        let labels = ["side=\"upstream\"", "by=\"sidecar\"", "event=\"reset\""];
+        self.client.metric("countersign_http2_events_total", &labels).await
     }
 
     /// The next thing that the app hears.
@@ -196,6 +215,68 @@ async fn an_abort_over_http2_reaches_the_app_within_a_second_and_harms_nobody_af
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abort_reaches_the_app_within_a_second_over_a_stream_between_the_sidecars_too() {
+    let mut ground = Ground::start().await.crowded().await;
+    for turn in 0..18 {
+        let way = [Way::Reset, Way::Close, Way::HalfClose][turn / 3 % 3];
+        ground.over_http1(MOMENTS[turn % 3], way, turn).await;
+    }
+    for turn in 18..36 {
+        let way = [Way::Stream, Way::Reset, Way::Close][turn / 3 % 3];
+        ground.over_http2(MOMENTS[turn % 3], way, turn).await;
+    }
+    assert_eq!(ground.taken_back().await, 36.0, "not each of them went over a stream");
+    ground.all_right().await;
+    ground.held.clear();
+    for _ in 0..CROWD {
+        let gone = timeout(PROMPT, ground.backend.heard.recv()).await.unwrap().unwrap();
+        assert!(gone.starts_with("gone /silent/held"), "{gone}");
+    }
+    ground.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_call_that_is_taken_back_reaches_the_app_within_a_second() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let pair = Through::start(app.local_addr().unwrap(), "grpc").await;
+    let connect = async || Peer::begin(Box::new(TcpStream::connect(pair.upstream).await.unwrap()), &[]).await.unwrap();
+    let mut caller = connect().await;
+    let stream = caller.stream();
+    caller.send(&headers(stream, 0, &request("POST", "/a.B/C"))).await.unwrap();
+    let mut server = Peer::accept(Box::new(app.accept().await.unwrap().0), &[]).await.unwrap();
+    for way in [Way::Stream, Way::Close] {
+        server.until(|frame| frame.kind == HEADERS).await.unwrap();
+        match way {
+            Way::Stream => caller.send(&reset(stream)).await.unwrap(),
+            _ => drop(std::mem::replace(&mut caller, connect().await)),
+        }
+        timeout(PROMPT, server.until(|frame| frame.kind == RST_STREAM)).await.expect("not within a second").unwrap();
+        let stream = caller.stream();
+        caller.send(&headers(stream, 0, &request("POST", "/a.B/C"))).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_raw_connection_reaches_the_other_side_within_a_second() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let pair = Through::start(app.local_addr().unwrap(), "tcp").await;
+    for (linger, of_caller) in [(false, true), (true, true), (false, false), (true, false)] {
+        let mut caller = TcpStream::connect(pair.upstream).await.unwrap();
+        caller.write_all(b"hello").await.unwrap();
+        let mut server = app.accept().await.unwrap().0;
+        server.read_exact(&mut [0; 5]).await.unwrap();
+        let (ends, mut hears) = if of_caller { (caller, server) } else { (server, caller) };
+        if linger {
+            ends.set_zero_linger().unwrap();
+        }
+        drop(ends);
+        // However it is told.
+        let heard = timeout(PROMPT, hears.read(&mut [0; 5])).await.expect("not within a second");
+        assert!(matches!(heard, Ok(0) | Err(_)), "{heard:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_that_the_app_does_not_read_ends_with_the_connection_of_its_caller() {
     let mut ground = Ground::start().await;
     let mut caller = Connection::connect(ground.upstream).await.unwrap();
@@ -216,3 +297,6 @@ async fn an_upload_that_the_app_does_not_read_ends_with_the_connection_of_its_ca
     }
     assert!(start.elapsed() < PROMPT * 2, "{:?}", start.elapsed());
 }
+
+/// From so many requests under way on, they go over streams.
+const CROWD: usize = 8;

@@ -158,6 +158,7 @@ async fn a_request_is_logged_on_both_sides_under_its_trace_which_arrives_untouch
         for (line, direction) in ground.lines(path, 1).await.iter().flatten().zip(["outbound", "inbound"]) {
             assert_eq!((&line["direction"], &line["status"]), (&direction.into(), &200.into()), "{line}");
             assert_eq!(line["from"], format!("spiffe://{TRUST_DOMAIN}/ns/test/sa/client"));
+            assert_eq!(line["to"], format!("spiffe://{TRUST_DOMAIN}/ns/test/sa/server"));
             assert_traced(line);
             assert_secured(line);
         }

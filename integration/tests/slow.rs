@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use callers::{CALLERS, Caller, Doors};
+use callers::{CALLERS, Caller, Doors, Limit};
 use countersign_integration::plain::Connection;
 use countersign_integration::stranger::Leaf;
 use countersign_integration::{Backend, Mesh, Sidecar, eventually, free_address};
@@ -24,11 +24,21 @@ rules:
 - { name: open too, from: /ns/test/sa/slow, to: /ns/test/sa/server, allow: {} }
 ";
 
-/// Short, so that the test is.
-const LIMITS: &str = "limits: { handshake: 1s, head: 1s, idle: 2s }\n";
+/// Short, so that the test is; and so far apart that who is cut at one of them was not cut at another.
+const LIMITS: &str = "limits: { handshake: 1s, head: 4s, idle: 8s }\n";
 
 /// Longer, so that what `client` cuts is not cut by `server` first.
-const SERVER_LIMITS: &str = "limits: { handshake: 1s, head: 1s, idle: 4s }\n";
+const SERVER_LIMITS: &str = "limits: { handshake: 1s, head: 4s, idle: 11s }\n";
+
+/// What is there of them, in seconds.
+fn seconds(caller: &Caller) -> u64 {
+    match caller.cut.limit {
+        Limit::Handshake => 1,
+        Limit::Head => 4,
+        Limit::Idle if caller.at == "client" => 8,
+        Limit::Idle => 11,
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_slow_is_cut_at_the_limit_and_counted_and_nobody_else_notices() {
@@ -61,12 +71,13 @@ async fn who_is_slow_is_cut_at_the_limit_and_counted_and_nobody_else_notices() {
 /// Plays one caller, and says what is wrong with its end.
 async fn cut(caller: &Caller, doors: &Doors) -> Result<(), String> {
     let start = Instant::now();
-    let ended = timeout(LATEST, (caller.play)(doors)).await;
+    let limit = Duration::from_secs(seconds(caller));
+    let ended = timeout(limit + Duration::from_secs(caller.cut.farewell) + LATE, (caller.play)(doors)).await;
     let took = start.elapsed();
     println!("{:60} {:5.2} s", caller.name, took.as_secs_f64());
     match ended {
         Err(_) => Err(format!("{}: it is there after {took:?}", caller.name)),
-        Ok(()) if took < EARLIEST => Err(format!("{}: it was cut after {took:?} already", caller.name)),
+        Ok(()) if took + EARLY < limit => Err(format!("{}: it was cut after {took:?}, not {limit:?}", caller.name)),
         Ok(()) => Ok(()),
     }
 }
@@ -90,7 +101,7 @@ async fn honest(upstream: SocketAddr, done: &AtomicBool) -> usize {
 async fn counted(name: &str, sidecar: &Sidecar) -> Vec<String> {
     let mut expected = BTreeMap::<(&str, &str), f64>::new();
     for caller in CALLERS.iter().filter(|caller| caller.at == name) {
-        *expected.entry(caller.counted).or_default() += 1.0;
+        *expected.entry(caller.cut.counted).or_default() += 1.0;
     }
     let mut wrong = Vec::new();
     for ((metric, label), count) in expected {
@@ -109,8 +120,8 @@ async fn counted(name: &str, sidecar: &Sidecar) -> Vec<String> {
     wrong
 }
 
-/// No limit is shorter; what is looked at once a second may be seen a moment before it.
-const EARLIEST: Duration = Duration::from_millis(950);
+/// What is looked at once a second may be seen a moment before its limit.
+const EARLY: Duration = Duration::from_millis(1050);
 
-/// The longest limit, the seconds in which a caller that was told to go may do so, and a busy machine's.
-const LATEST: Duration = Duration::from_secs(12);
+/// As much later as it may be seen, and a busy machine's share.
+const LATE: Duration = Duration::from_secs(2);

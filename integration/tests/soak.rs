@@ -1,9 +1,11 @@
 //! Everything at once for a while: every honest answer is right, and the sidecars have no more memory and no more
 //! descriptors at the end than in the middle.
 //!
-//! `COUNTERSIGN_SOAK` says for how many seconds; the callers are in `soak/callers.rs`.
+//! `COUNTERSIGN_SOAK` says for how many seconds (`make soak`: 600); the callers are in `soak/callers.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
+#[path = "soak/apps.rs"]
+mod apps;
 #[path = "soak/callers.rs"]
 mod callers;
 
@@ -18,6 +20,8 @@ use tokio::task::JoinSet;
 const RULES: &str = "\
 rules:
 - { name: open, from: /ns/test/sa/client, to: /ns/test/sa/server, allow: {} }
+- { name: calls, from: /ns/test/sa/client, to: /ns/test/sa/calls, allow: {} }
+- { name: bytes, from: /ns/test/sa/client, to: /ns/test/sa/bytes, allow: { tcp: true } }
 - { name: not these, from: \"*\", to: /ns/test/sa/server, deny: { paths: [\"/denied/**\"] } }
 ";
 
@@ -33,19 +37,22 @@ async fn mixed_load_is_answered_right_and_leaves_memory_and_descriptors_flat() {
     let length = std::env::var("COUNTERSIGN_SOAK").map_or(15, |seconds| seconds.parse().unwrap());
     let length = Duration::from_secs(length);
     let backend = Backend::start().await;
-    let mesh = Mesh::start(&["client", "server"], RULES).await;
+    let mesh = Mesh::start(&["client", "server", "calls", "bytes"], RULES).await;
     let server = Mesh::service("server", backend.address, "http");
+    let calls = Mesh::service("calls", apps::calls().await, "grpc");
+    let bytes = Mesh::service("bytes", apps::bytes().await, "tcp");
     let mut client = Mesh::service("client", free_address(), "http");
-    let upstream = client.calls(&server);
-    let sidecars = [mesh.sidecar(client).await, mesh.sidecar(server).await];
+    let [upstream, to_calls, to_bytes] = [&server, &calls, &bytes].map(|called| client.calls(called));
+    let (server, calls) = (mesh.sidecar(server).await, mesh.sidecar(calls).await);
+    let sidecars = [mesh.sidecar(client).await, server, calls, mesh.sidecar(bytes).await];
     let before = sidecars.each_ref().map(sample);
 
-    let ground = Arc::new(Ground { upstream, stop: AtomicBool::new(false) });
+    let ground = Arc::new(Ground { upstream, to_calls, to_bytes, stop: AtomicBool::new(false) });
     let mut load = JoinSet::new();
     for caller in CALLERS {
         load.spawn((caller.play)(Arc::clone(&ground), caller.name));
     }
-    let mut samples: [Vec<Sample>; 2] = Default::default();
+    let mut samples: [Vec<Sample>; 4] = Default::default();
     let (start, warm) = (Instant::now(), length / 5);
     while start.elapsed() < length {
         // How often it is measured, for the length of the soak.

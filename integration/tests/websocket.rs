@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use countersign_integration::{Through, done, eventually, free_address, serve};
+use countersign_integration::{PROMPT, Through, done, eventually, free_address, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -110,13 +110,14 @@ async fn after_the_server_has_ended_its_half_the_client_can_go_on() {
 }
 
 #[tokio::test]
-async fn an_end_without_a_closing_frame_reaches_the_other_side() {
+async fn an_end_without_a_closing_frame_reaches_the_other_side_within_a_second() {
+    let promptly = async |stream: &mut TcpStream| timeout(PROMPT, to_end(stream)).await.expect("not within a second");
     let (_pair, client, mut server) = upgraded(b"").await;
     drop(client);
-    assert_eq!(to_end(&mut server).await, b"");
+    assert_eq!(promptly(&mut server).await, b"");
     let (_pair, mut client, server) = upgraded(b"").await;
     drop(server);
-    assert_eq!(to_end(&mut client).await, b"");
+    assert_eq!(promptly(&mut client).await, b"");
 }
 
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -40,6 +40,7 @@ mod strangers;
 mod telemetry;
 mod trace;
 mod tunnel;
+mod watched;
 mod websocket;
 
 pub use config::{

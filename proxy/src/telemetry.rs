@@ -121,10 +121,10 @@ impl ListenerMetrics {
         PoolMetrics { idle: self.pool_idle.clone(), waiting: self.pool_waiting.clone(), said: Mutex::default() }
     }
 
-    /// Counts what HTTP/2 told or was told, of an upstream connection: `reset` of a stream, or `goaway`.
-    pub(crate) fn http2(&self, event: &'static str, reason: &'static str) {
+    /// Counts what one end of HTTP/2 told the other: `reset` of a stream, or `goaway`.
+    pub(crate) fn http2(&self, side: &'static str, by: &'static str, event: &'static str, reason: &'static str) {
         metrics::counter!("countersign_http2_events_total", "direction" => self.direction,
-            "listener" => self.listener.clone(), "event" => event, "reason" => reason)
+            "listener" => self.listener.clone(), "side" => side, "by" => by, "event" => event, "reason" => reason)
         .increment(1);
     }
 
@@ -212,7 +212,10 @@ pub(crate) fn describe() {
     describe_counter!("countersign_requests_aborted_total", "Requests whose caller went away, by how far they were.");
     describe_gauge!("countersign_upstream_connections_idle", "Upstream connections that can take a request.");
     describe_gauge!("countersign_upstream_requests_waiting", "Requests that wait for an upstream connection.");
-    describe_counter!("countersign_http2_events_total", "Streams and connections that upstreams have ended.");
+    describe_counter!(
+        "countersign_http2_events_total",
+        "Streams that were reset and connections that were ended (GOAWAY), by which end."
+    );
     describe_gauge!("countersign_connections_open", "Accepted connections that are open.");
     describe_gauge!("countersign_upstream_connections_open", "Connections to the app or to other workloads.");
     describe_counter!("countersign_connections_ended_total", "Connections that the sidecar ended, by reason.");
@@ -237,3 +240,55 @@ pub(crate) fn describe() {
 
 /// How many peers of a listener are told apart; more are counted together, under an empty name.
 const PEERS: usize = 100;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::{Duration, Instant};
+
+    use http::Method;
+
+    use super::*;
+
+    /// The requests that `text` has of each peer of the listener.
+    fn requests_by_peer(text: &str) -> BTreeMap<String, u64> {
+        let label =
+            |line: &str, name: &str| Some(line.split_once(&format!("{name}=\""))?.1.split('"').next()?.to_owned());
+        let mut found = BTreeMap::new();
+        for line in text.lines().filter(|line| line.starts_with("countersign_requests_total{")) {
+            let count: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+            *found.entry(label(line, "peer").unwrap()).or_default() += count;
+        }
+        found
+    }
+
+    #[test]
+    fn a_hundred_peers_are_told_apart_and_the_others_are_counted_together() {
+        let exported = countersign_runtime::telemetry::metrics().unwrap();
+        let metrics = ListenerMetrics::new(Direction::Inbound, &"crowded".into(), None);
+        let peers: Vec<_> =
+            (0..150).map(|number| SpiffeId::new(format!("spiffe://a.example/{number}")).unwrap()).collect();
+        // Twice, so that who came too late is not taken in later either.
+        for peer in peers.iter().chain(&peers) {
+            metrics.requests(Some(peer)).record(&Ended {
+                method: &Method::GET,
+                status: 200,
+                blame: None,
+                took: Duration::ZERO,
+                first_byte: None,
+                up: 0,
+                down: 0,
+                gap: None,
+                at: Instant::now(),
+                now: 0,
+            });
+        }
+        let text = exported.render();
+        let mut expected: BTreeMap<_, _> = peers.iter().take(PEERS).map(|peer| (peer.to_string(), 2)).collect();
+        expected.insert(String::new(), 100);
+        assert_eq!(requests_by_peer(&text), expected);
+        let series =
+            text.lines().filter(|line| line.starts_with("countersign_request_duration_seconds_count{")).count();
+        assert_eq!(series, PEERS + 1);
+    }
+}

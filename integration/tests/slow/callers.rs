@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_integration::frames::{
-    CONTINUATION, DATA, END_STREAM, HEADERS, PING, Peer, Stream, frame, headers, literal, request,
+    CONTINUATION, DATA, END_STREAM, HEADERS, PING, PREFACE, Peer, RST_STREAM, Stream, frame, headers, literal, request,
 };
 use countersign_integration::plain::Connection;
 use countersign_integration::stranger::{Leaf, Stranger};
@@ -32,17 +32,41 @@ pub(crate) struct Caller {
     pub(crate) at: &'static str,
     /// Returns when it was cut.
     pub(crate) play: Play,
-    /// The metric and the label that count it.
-    pub(crate) counted: (&'static str, &'static str),
+    /// By what it is cut, and where that is counted.
+    pub(crate) cut: Cut,
 }
 
-const HEAD: (&str, &str) = ("countersign_connections_ended_total", "reason=\"head\"");
-const IDLE: (&str, &str) = ("countersign_connections_ended_total", "reason=\"idle\"");
-const HANDSHAKE: (&str, &str) = ("countersign_handshakes_total", "result=\"timeout\"");
-const STALLED: (&str, &str) = ("countersign_faults_total", "reason=\"idle\"");
+/// A limit, and the metric with the label that count who has reached it.
+#[derive(Clone, Copy)]
+pub(crate) struct Cut {
+    pub(crate) limit: Limit,
+    pub(crate) counted: (&'static str, &'static str),
+    /// How many seconds more it may take, where its time begins late or its end is told first.
+    pub(crate) farewell: u64,
+}
 
-const fn caller(name: &'static str, at: &'static str, counted: (&'static str, &'static str), play: Play) -> Caller {
-    Caller { name, at, play, counted }
+#[derive(Clone, Copy)]
+pub(crate) enum Limit {
+    Handshake,
+    Head,
+    Idle,
+}
+
+const ENDED: &str = "countersign_connections_ended_total";
+const HANDSHAKE: Cut = cut(Limit::Handshake, ("countersign_handshakes_total", "result=\"timeout\""));
+const HEAD: Cut = cut(Limit::Head, (ENDED, "reason=\"head\""));
+const IDLE: Cut = cut(Limit::Idle, (ENDED, "reason=\"idle\""));
+/// From the moment at which all that is on the way is full.
+const STALLED: Cut = Cut { farewell: 2, ..cut(Limit::Idle, ("countersign_faults_total", "reason=\"idle\"")) };
+/// Of whom an answer is awaited that never comes.
+const FAREWELL: Cut = Cut { farewell: 3, ..IDLE };
+
+const fn cut(limit: Limit, counted: (&'static str, &'static str)) -> Cut {
+    Cut { limit, counted, farewell: 0 }
+}
+
+const fn caller(name: &'static str, at: &'static str, cut: Cut, play: Play) -> Caller {
+    Caller { name, at, play, cut }
 }
 
 /// Every caller.
@@ -52,19 +76,38 @@ pub(crate) const CALLERS: &[Caller] = &[
     caller("outbound: HTTP/1 after a request", "client", IDLE, |doors| Box::pin(used(doors.plain()))),
     caller("outbound: a body that stops", "client", IDLE, |doors| Box::pin(stopped_body(doors.plain()))),
     caller("outbound: an answer that is not read", "client", STALLED, |doors| Box::pin(unread(doors.plain()))),
+    caller("outbound: half a preface of HTTP/2", "client", HEAD, |doors| Box::pin(half_preface(doors.plain()))),
+    caller("outbound: an HTTP/2 head, byte by byte", "client", HEAD, |doors| Box::pin(http2_slow_head(doors.plain()))),
+    caller("outbound: an HTTP/2 head with a slow rest", "client", HEAD, |doors| {
+        Box::pin(http2_slow_rest(doors.plain()))
+    }),
+    caller("outbound: an HTTP/2 head that stops", "client", HEAD, |doors| Box::pin(http2_stopped_head(doors.plain()))),
+    caller("outbound: an HTTP/2 body that stops", "client", IDLE, |doors| Box::pin(http2_stopped_body(doors.plain()))),
+    caller("outbound: an HTTP/2 answer that is not read", "client", STALLED, |doors| {
+        Box::pin(http2_unread(doors.plain()))
+    }),
     caller("outbound: HTTP/2 without a stream", "client", IDLE, |doors| Box::pin(http2_idle(doors.plain()))),
     caller("outbound: HTTP/2 after a request", "client", IDLE, |doors| Box::pin(http2_used(doors.plain()))),
     caller("inbound: TCP alone", "server", HANDSHAKE, |doors| Box::pin(silent(doors.tcp()))),
     caller("inbound: half a ClientHello", "server", HANDSHAKE, |doors| Box::pin(half_hello(doors))),
+    caller("inbound: a ClientHello alone", "server", HANDSHAKE, |doors| Box::pin(hello_alone(doors))),
     caller("inbound: TLS alone", "server", HEAD, |doors| Box::pin(silent(doors.tls("http/1.1")))),
     caller("inbound: a head, byte by byte", "server", HEAD, |doors| Box::pin(slow_head(doors.tls("http/1.1")))),
     caller("inbound: HTTP/1 after a request", "server", IDLE, |doors| Box::pin(used(doors.tls("http/1.1")))),
     caller("inbound: a body that stops", "server", IDLE, |doors| Box::pin(stopped_body(doors.tls("http/1.1")))),
     caller("inbound: an answer that is not read", "server", STALLED, |doors| Box::pin(unread(doors.tls("http/1.1")))),
-    caller("inbound: HTTP/2 without a stream", "server", IDLE, |doors| Box::pin(http2_idle(doors.tls("h2")))),
-    caller("inbound: HTTP/2 after a request", "server", IDLE, |doors| Box::pin(http2_used(doors.tls("h2")))),
-    caller("inbound: HTTP/2 that only pings", "server", IDLE, |doors| Box::pin(http2_pings(doors.tls("h2")))),
-    caller("inbound: an HTTP/2 head, byte by byte", "server", IDLE, |doors| Box::pin(http2_slow_head(doors.tls("h2")))),
+    caller("inbound: HTTP/2 without a stream", "server", FAREWELL, |doors| Box::pin(http2_idle(doors.tls("h2")))),
+    caller("inbound: HTTP/2 after a request", "server", FAREWELL, |doors| Box::pin(http2_used(doors.tls("h2")))),
+    caller("inbound: HTTP/2 that only pings", "server", FAREWELL, |doors| Box::pin(http2_pings(doors.tls("h2")))),
+    caller("inbound: half a preface of HTTP/2", "server", HEAD, |doors| Box::pin(half_preface(doors.tls("h2")))),
+    caller("inbound: an HTTP/2 head, byte by byte", "server", HEAD, |doors| Box::pin(http2_slow_head(doors.tls("h2")))),
+    caller("inbound: an HTTP/2 head with a slow rest", "server", HEAD, |doors| {
+        Box::pin(http2_slow_rest(doors.tls("h2")))
+    }),
+    caller("inbound: an HTTP/2 head that stops", "server", HEAD, |doors| Box::pin(http2_stopped_head(doors.tls("h2")))),
+    caller("inbound: an HTTP/2 answer that is not read", "server", STALLED, |doors| {
+        Box::pin(http2_unread(doors.tls("h2")))
+    }),
     caller("inbound: an HTTP/2 body that stops", "server", IDLE, |doors| Box::pin(http2_stopped_body(doors.tls("h2")))),
 ];
 
@@ -131,14 +174,26 @@ async fn unread(io: impl Future<Output = Stream>) {
     }
 }
 
-/// The first half of a handshake's first message.
-async fn half_hello(doors: &Doors) {
+/// The first message of a handshake.
+fn hello(doors: &Doors) -> Vec<u8> {
     let name = ServerName::try_from("sidecar.test").unwrap();
     let config = Stranger::client(Some(&doors.leaf));
     let mut hello = Vec::new();
     rustls::ClientConnection::new(Arc::clone(&config), name).unwrap().write_tls(&mut hello).unwrap();
+    hello
+}
+
+async fn half_hello(doors: &Doors) {
+    let hello = hello(doors);
     let mut connection = Connection::over(doors.tcp().await);
     connection.send(&hello[..hello.len() / 2]).await.unwrap();
+    connection.ended().await;
+}
+
+/// All of it, and nothing after what the other side says to it.
+async fn hello_alone(doors: &Doors) {
+    let mut connection = Connection::over(doors.tcp().await);
+    connection.send(&hello(doors)).await.unwrap();
     connection.ended().await;
 }
 
@@ -168,7 +223,47 @@ async fn http2_pings(io: impl Future<Output = Stream>) {
     }
 }
 
+async fn half_preface(io: impl Future<Output = Stream>) {
+    let mut connection = Connection::over(io.await);
+    connection.send(&PREFACE[..PREFACE.len() / 2]).await.unwrap();
+    connection.ended().await;
+}
+
+/// After a request that is answered: the time for a head is not that for a connection.
 async fn http2_slow_head(io: impl Future<Output = Stream>) {
+    let mut peer = Peer::begin(io.await, &[]).await.unwrap();
+    assert_eq!(peer.get("/well").await.unwrap(), b"/well");
+    let stream = peer.stream();
+    let head = headers(stream, END_STREAM, &[request("GET", "/well"), literal("x-more", &"x".repeat(100))].concat());
+    byte_by_byte(peer.reader.unsplit(peer.writer), &head).await;
+}
+
+/// Begins a head, and says no more.
+async fn http2_stopped_head(io: impl Future<Output = Stream>) {
+    let mut peer = Peer::begin(io.await, &[]).await.unwrap();
+    peer.send(&frame(HEADERS, END_STREAM, 1, &request("GET", "/well"))).await.unwrap();
+    while peer.read().await.is_ok() {}
+}
+
+/// Gives the answer no room; its connection is alive.
+async fn http2_unread(io: impl Future<Output = Stream>) {
+    let mut peer = Peer::begin(io.await, &[]).await.unwrap();
+    let stream = peer.stream();
+    peer.send(&headers(stream, END_STREAM, &request("GET", "/bytes/100000000"))).await.unwrap();
+    loop {
+        // The pace of its looks, far below the limit that is tested.
+        let next = tokio::time::timeout(Duration::from_millis(200), peer.read()).await;
+        match next {
+            Ok(Ok(frame)) if frame.kind == RST_STREAM && frame.stream == stream => return,
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => panic!("the connection was ended for one of its streams: {error}"),
+            Err(_) => peer.send(&frame(PING, 0, 0, b"anybody?")).await.unwrap(),
+        }
+    }
+}
+
+/// The rest of a head in a frame of its own.
+async fn http2_slow_rest(io: impl Future<Output = Stream>) {
     let mut peer = Peer::begin(io.await, &[]).await.unwrap();
     peer.send(&frame(HEADERS, END_STREAM, 1, &request("GET", "/well"))).await.unwrap();
     let more = frame(CONTINUATION, 0, 1, &literal("x-more", &"x".repeat(100)));

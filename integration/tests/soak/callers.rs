@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use countersign_integration::frames::{END_STREAM, Peer, headers, request, reset};
+use countersign_integration::frames::{DATA, END_STREAM, HEADERS, Peer, frame, headers, request, reset, window_update};
 use countersign_integration::plain::Connection;
 use countersign_integration::{bytes, sum};
 use futures::future::BoxFuture;
@@ -15,6 +15,9 @@ use tokio::net::TcpStream;
 pub(crate) struct Ground {
     /// Where the app of `client` reaches `server`.
     pub(crate) upstream: SocketAddr,
+    /// Where it reaches the app that speaks gRPC, and the one that takes bytes.
+    pub(crate) to_calls: SocketAddr,
+    pub(crate) to_bytes: SocketAddr,
     pub(crate) stop: AtomicBool,
 }
 
@@ -61,6 +64,11 @@ pub(crate) const CALLERS: &[Caller] = &[
     caller!("HTTP/2, big", 20, Ground::http2, http2_big),
     caller!("HTTP/2, reset", 10, Ground::http2, http2_reset),
     caller!("HTTP/2, on new connections", 20, nothing, http2_new),
+    caller!("gRPC calls", 5, Ground::calls, call),
+    caller!("gRPC calls, taken back", 10, Ground::calls, call_taken_back),
+    caller!("raw connections", 10, nothing, raw),
+    caller!("server-sent events", 5, Ground::connect, events),
+    caller!("bodies in a crowd", 50, nothing, crowd),
     caller!("aborted", 10, nothing, aborted),
     caller!("denied", 5, Ground::connect, denied),
     caller!("malformed", 10, nothing, malformed),
@@ -71,10 +79,84 @@ impl Ground {
         Connection::connect(self.upstream).await.unwrap()
     }
 
+    async fn calls(self: &Arc<Self>) -> Peer {
+        let tcp = TcpStream::connect(self.to_calls).await.unwrap();
+        Peer::begin(Box::new(tcp), &[]).await.unwrap()
+    }
+
     async fn http2(self: &Arc<Self>) -> Peer {
         let tcp = TcpStream::connect(self.upstream).await.unwrap();
         Peer::begin(Box::new(tcp), &[]).await.unwrap()
     }
+}
+
+/// One call: its message, which comes back.
+async fn call(_: &Arc<Ground>, peer: &mut Peer, count: usize) {
+    let message = bytes(count % 10_000 + 1);
+    let stream = peer.stream();
+    let head = headers(stream, 0, &request("POST", "/soak.Echo/Say"));
+    peer.send(&[head, frame(DATA, END_STREAM, stream, &message)].concat()).await.unwrap();
+    let mut back = Vec::new();
+    let mut ended = false;
+    while !ended {
+        let frame = peer.until(|frame| frame.stream == stream).await.unwrap();
+        assert!(matches!(frame.kind, HEADERS | DATA), "{frame:?}");
+        ended = frame.ends_stream();
+        if frame.kind == DATA && !frame.payload.is_empty() {
+            peer.send(&window_update(0, frame.payload.len().try_into().unwrap())).await.unwrap();
+            back.extend(frame.payload);
+        }
+    }
+    assert!(back == message, "{} bytes came back of {}", back.len(), message.len());
+}
+
+async fn call_taken_back(_: &Arc<Ground>, peer: &mut Peer, _: usize) {
+    let stream = peer.stream();
+    peer.send(&headers(stream, 0, &request("POST", "/soak.Echo/Say"))).await.unwrap();
+    let head = peer.until(|frame| frame.stream == stream).await.unwrap();
+    assert!(head.is_ok(), "{head:?}");
+    peer.send(&reset(stream)).await.unwrap();
+    peer.settle().await.unwrap();
+}
+
+async fn raw(ground: &Arc<Ground>, _: &mut (), count: usize) {
+    let mut tcp = TcpStream::connect(ground.to_bytes).await.unwrap();
+    let sent = bytes(count * 997 % 100_000 + 1);
+    let (mut from, mut to) = tcp.split();
+    let writes = async {
+        to.write_all(&sent).await?;
+        to.shutdown().await
+    };
+    let mut back = Vec::new();
+    let (wrote, read) = tokio::join!(writes, from.read_to_end(&mut back));
+    wrote.and(read).unwrap();
+    assert!(back == sent, "{} bytes came back of {}", back.len(), sent.len());
+}
+
+/// Each event as it comes.
+async fn events(_: &Arc<Ground>, connection: &mut Connection<TcpStream>, _: usize) {
+    let head = "GET /pieces/10 HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\n\r\n";
+    connection.send(head.as_bytes()).await.unwrap();
+    assert!(connection.head().await.unwrap().starts_with("HTTP/1.1 200 "));
+    let mut text = Vec::new();
+    while let Some(chunk) = connection.chunk().await.unwrap() {
+        text.extend(chunk);
+    }
+    assert_eq!(text, (0..10).map(|piece| format!("piece {piece}\n")).collect::<String>().as_bytes());
+}
+
+/// Has so many requests under way that bodies go over HTTP/2 between the sidecars (docs/decisions/009).
+async fn crowd(ground: &Arc<Ground>, _: &mut (), count: usize) {
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let mut connection = ground.connect().await;
+        connection.send(b"GET /silent/crowd HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        held.push(connection);
+    }
+    let mut connection = ground.connect().await;
+    upload(ground, &mut connection, count).await;
+    download(ground, &mut connection, count).await;
+    upload_in_chunks(ground, &mut connection, count).await;
 }
 
 async fn nothing(_: &Arc<Ground>) {}

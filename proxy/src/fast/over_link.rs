@@ -36,8 +36,9 @@ struct Upward {
     written: usize,
     /// Whether anything was ever written.
     sent: bool,
-    /// How many of the bytes received from the caller may be passed on.
+    /// How many of the bytes received from the caller may be passed on, and how many data of the body are among them.
     cleared: usize,
+    data: usize,
     unflushed: bool,
     /// Why the next hop takes no more of it.
     failed: Option<io::Error>,
@@ -51,8 +52,9 @@ struct Down {
     interim: u32,
     /// `None` until the response has begun.
     body: Option<Body>,
-    /// How many of the bytes received from the next hop may be passed on.
+    /// How many of the bytes received from the next hop may be passed on, and how many data of the body are among them.
     cleared: usize,
+    data: usize,
     /// Nothing can be made of what is at hand.
     starved: bool,
     unflushed: bool,
@@ -74,6 +76,7 @@ where
         interim: 0,
         body: None,
         cleared: 0,
+        data: 0,
         starved: true,
         unflushed: false,
         heard: false,
@@ -172,7 +175,7 @@ impl<T: Wire> OverLink<'_, T> {
                 caller.input.consume(count);
                 upward.cleared -= count;
                 upward.unflushed = true;
-                flight.moved_up(count);
+                flight.moved_up(among(&mut upward.data, count));
                 continue;
             }
             if up.body.has_ended() {
@@ -188,12 +191,12 @@ impl<T: Wire> OverLink<'_, T> {
             }
             let step = up.body.step(caller.input.bytes(), &mut up.head);
             match step.map_err(|malformed| End::Refused(malformed.into()))? {
-                Step::Pass(count) if count <= up.head.room() && !up.head.is_empty() => {
-                    up.head.push(caller.input.bytes().get(..count).unwrap_or_default());
-                    caller.input.consume(count);
-                    flight.moved_up(count);
+                Step::Pass { len, data } if len <= up.head.room() && !up.head.is_empty() => {
+                    up.head.push(caller.input.bytes().get(..len).unwrap_or_default());
+                    caller.input.consume(len);
+                    flight.moved_up(data);
                 }
-                Step::Pass(count) => upward.cleared = count,
+                Step::Pass { len, data } => (upward.cleared, upward.data) = (len, data),
                 Step::Taken(count) => caller.input.consume(count),
                 Step::Wrap(_) | Step::More => break,
             }
@@ -229,7 +232,7 @@ impl<T: Wire> OverLink<'_, T> {
                 down.cleared -= count;
                 down.starved = down.input.is_empty();
                 down.unflushed = true;
-                ticket.flight.moved_down(count);
+                ticket.flight.moved_down(among(&mut down.data, count));
                 continue;
             }
             if !down.starved && !self.has_ended() {
@@ -268,12 +271,12 @@ impl<T: Wire> OverLink<'_, T> {
         let step = body.step(down.input.bytes(), &mut down.out);
         match step.map_err(|malformed: Malformed| broke(malformed))? {
             // Small pieces go out together with what is before them.
-            Step::Pass(count) if !down.out.is_empty() && count <= down.out.room() => {
-                down.out.push(down.input.bytes().get(..count).unwrap_or_default());
-                down.input.consume(count);
-                ticket.flight.moved_down(count);
+            Step::Pass { len, data } if !down.out.is_empty() && len <= down.out.room() => {
+                down.out.push(down.input.bytes().get(..len).unwrap_or_default());
+                down.input.consume(len);
+                ticket.flight.moved_down(data);
             }
-            Step::Pass(count) => down.cleared = count,
+            Step::Pass { len, data } => (down.cleared, down.data) = (len, data),
             Step::Wrap(count) => {
                 let count = count.min(down.out.room() - CHUNK);
                 down.out.push(format!("{count:x}\r\n").as_bytes());
@@ -330,6 +333,13 @@ impl<T: Wire> OverLink<'_, T> {
         }
         Err(End::Broke(io::ErrorKind::UnexpectedEof.into()))
     }
+}
+
+/// Takes from `data` what counts as data where `count` bytes of it and its framing were written.
+fn among(data: &mut usize, count: usize) -> usize {
+    let counted = count.min(*data);
+    *data -= counted;
+    counted
 }
 
 /// Room for the frame of a chunk.

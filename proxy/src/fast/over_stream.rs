@@ -29,7 +29,7 @@ struct OverStream<'a, T> {
     down: Down,
     /// Whether requests went over the connection before.
     used: bool,
-    place: Place,
+    _place: Place,
 }
 
 struct Upward {
@@ -91,7 +91,7 @@ where
         done: false,
     };
     let used = stream.used;
-    let mut over = OverStream { exchange, up, upward, down, used, place: stream.into_place() };
+    let mut over = OverStream { exchange, up, upward, down, used, _place: stream.into_place() };
     let mut unprocessed = false;
     let end = poll_fn(|cx| over.poll(cx, &mut unprocessed)).await;
     let (begun, uploaded) = (over.down.begun.is_some() || over.down.out.is_torn(), over.upward.ended);
@@ -206,10 +206,7 @@ impl<T: Wire> OverStream<'_, T> {
             while !self.down.ended && !waits && (self.down.begun.is_none() || self.down.out.room() >= HEADROOM) {
                 waits = match self.poll_take(cx) {
                     Poll::Ready(Ok(())) => false,
-                    Poll::Ready(Err(Took::Stream(error))) => {
-                        self.place.note(&error);
-                        return Poll::Ready(Err(refused(error)));
-                    }
+                    Poll::Ready(Err(Took::Stream(error))) => return Poll::Ready(Err(refused(error))),
                     Poll::Ready(Err(Took::Nonsense(why))) => return Poll::Ready(Err(broke(why))),
                     Poll::Pending => true,
                 };

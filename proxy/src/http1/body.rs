@@ -26,8 +26,8 @@ pub(crate) enum Body {
 /// What is to be done with the first bytes at hand.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Pass on so many as they are.
-    Pass(usize),
+    /// Pass on so many as they are, of which so many are data and the others framing.
+    Pass { len: usize, data: usize },
     /// Pass on so many as a chunk.
     Wrap(usize),
     /// They were taken in; there is something to write.
@@ -89,20 +89,22 @@ impl Body {
                 if *left == 0 {
                     *self = Self::Ended;
                 }
-                Ok(Step::Pass(count))
+                Ok(Step::Pass { len: count, data: count })
             }
             Self::Chunked(chunked) => {
                 let extension = chunked.take_extension(bytes)?;
                 if extension > 0 {
                     return Ok(Step::Taken(extension));
                 }
+                let before = chunked.data();
                 let Taken { len, then } = chunked.take_data(bytes);
+                let data = chunked.data().wrapping_sub(before);
                 match then {
                     Then::More | Then::End => {}
                     Then::Trailers => *self = Self::Trailers(Box::new((std::mem::take(chunked), Vec::new()))),
                     Then::Malformed(malformed) => return Err(malformed),
                 }
-                Ok(Step::Pass(len))
+                Ok(Step::Pass { len, data })
             }
             Self::Trailers(gathered) => {
                 let (chunked, text) = &mut **gathered;
@@ -153,7 +155,7 @@ impl Body {
             }
             // These are passed on as they are in any form.
             Self::Ended | Self::Length(_) | Self::Rest => match self.step(bytes, &mut Buffer::default())? {
-                Step::Pass(len) | Step::Wrap(len) => Ok(Found::Data { before: 0, len }),
+                Step::Pass { len, .. } | Step::Wrap(len) => Ok(Found::Data { before: 0, len }),
                 Step::Taken(len) => Ok(Found::Framing(len)),
                 Step::More => Ok(Found::More),
             },

@@ -213,7 +213,7 @@ fn carry(body: &mut Body, input: &mut Input<'_>, written: &mut Vec<u8>) -> Endin
             Err(malformed) => return Ending::Malformed(malformed),
         };
         let count = match step {
-            Step::Pass(count) => {
+            Step::Pass { len: count, .. } => {
                 written.extend_from_slice(input.held.get(..count).unwrap_or_default());
                 count
             }

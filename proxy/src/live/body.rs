@@ -10,7 +10,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::flight::{Cut, Entered, Ticket};
 use crate::exchange;
-use crate::fault::{Blame, Fault};
+use crate::fault::{Blame, Fault, Hop};
 use crate::guard;
 use crate::send::Received;
 use crate::serve::Incoming;
@@ -168,15 +168,16 @@ impl Body {
     fn broke(&mut self, error: &BodyError, blame: Blame) {
         self.ended = true;
         let Some(ticket) = &mut self.ticket else { return };
-        let blame = match error {
-            BodyError::Cut(Cut::Denied) => Blame::Policy,
-            _ => blame,
+        let hop = if blame == Blame::Local { Hop::App } else { Hop::Mesh };
+        let fault = match error {
+            // The reviewer has said so.
+            BodyError::Cut(Cut::Denied) => return ticket.spoilt(Blame::Policy),
+            BodyError::Cut(Cut::FirstByte) => Fault::FirstByte(hop),
+            BodyError::Cut(Cut::Idle) => Fault::Idle(hop),
+            error => Fault::Broke { hop, reason: error.to_string() },
         };
         ticket.spoilt(blame);
-        tracing::debug!(
-            listener = %ticket.connection.listener.name, method = %ticket.flight.method, path = ticket.flight.path(),
-            fault = blame.as_str(), %error, "a response ended early"
-        );
+        exchange::report(&ticket.connection, &fault, Some(ticket));
     }
 }
 

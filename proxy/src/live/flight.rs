@@ -137,6 +137,10 @@ impl Flight {
 
     /// Counts a piece of the response body. The clock is looked at from the second piece on: most responses have one.
     pub(crate) fn moved_down(&self, bytes: usize) {
+        // Framing alone is no piece.
+        if bytes == 0 {
+            return;
+        }
         if self.down.fetch_add(bytes as u64, Ordering::Relaxed) == 0 {
             return;
         }

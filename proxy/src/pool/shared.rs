@@ -19,6 +19,7 @@ use super::Pool;
 use super::proof::Proof;
 use crate::buffer::{Gathered, Outlet, gathered};
 use crate::live::Entry;
+use crate::watched::Watched;
 
 /// A connection that takes many requests.
 pub(super) struct Shared {
@@ -90,15 +91,6 @@ impl Stream {
     }
 }
 
-impl Place {
-    /// Counts what ended the stream, if its peer did.
-    pub(crate) fn note(&self, error: &h2::Error) {
-        if error.is_reset() && error.is_remote() {
-            self.0.entry.connection.listener.metrics.http2("reset", reason(error));
-        }
-    }
-}
-
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
@@ -119,6 +111,7 @@ where
 {
     let limits = &pool.listener.limits;
     let (io, outlet) = gathered(io);
+    let io = Watched::upstream(io, &pool.listener);
     let mut builder = client::Builder::new();
     builder
         // Until the peer has said how many it allows.
@@ -150,9 +143,6 @@ where
     pool.lifecycle.spawn(async move {
         let ended = entry.connection.unless_closed(run(connection, outlet)).await;
         if let Some(Err(error)) = ended {
-            if error.is_go_away() && error.is_remote() {
-                entry.connection.listener.metrics.http2("goaway", reason(&error));
-            }
             tracing::debug!(listener = %entry.connection.listener.name, %error, "an upstream connection broke");
         }
         if let Some(carrier) = runs.upgrade() {
@@ -163,7 +153,7 @@ where
 }
 
 /// Runs a connection until it ends or its peer does not answer any more.
-async fn run<T>(mut connection: Connection<Gathered<T>, Bytes>, outlet: Outlet<T>) -> Result<(), h2::Error>
+async fn run<T>(mut connection: Connection<Watched<Gathered<T>>, Bytes>, outlet: Outlet<T>) -> Result<(), h2::Error>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
@@ -178,7 +168,7 @@ where
 
 /// One turn of a connection: it takes in and puts together, and then all of it goes out.
 fn turn<T>(
-    connection: &mut Connection<Gathered<T>, Bytes>,
+    connection: &mut Connection<Watched<Gathered<T>>, Bytes>,
     outlet: &Outlet<T>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), h2::Error>>
@@ -206,27 +196,6 @@ async fn falls_silent(asks: Option<PingPong>) {
             Ok(Err(_)) => return std::future::pending().await,
             Err(_) => return,
         }
-    }
-}
-
-/// The reason of a reset or of GOAWAY, as RFC 9113 (section 7) has it.
-fn reason(error: &h2::Error) -> &'static str {
-    match error.reason() {
-        Some(Reason::NO_ERROR) => "no_error",
-        Some(Reason::PROTOCOL_ERROR) => "protocol_error",
-        Some(Reason::INTERNAL_ERROR) => "internal_error",
-        Some(Reason::FLOW_CONTROL_ERROR) => "flow_control_error",
-        Some(Reason::SETTINGS_TIMEOUT) => "settings_timeout",
-        Some(Reason::STREAM_CLOSED) => "stream_closed",
-        Some(Reason::FRAME_SIZE_ERROR) => "frame_size_error",
-        Some(Reason::REFUSED_STREAM) => "refused_stream",
-        Some(Reason::CANCEL) => "cancel",
-        Some(Reason::COMPRESSION_ERROR) => "compression_error",
-        Some(Reason::CONNECT_ERROR) => "connect_error",
-        Some(Reason::ENHANCE_YOUR_CALM) => "enhance_your_calm",
-        Some(Reason::INADEQUATE_SECURITY) => "inadequate_security",
-        Some(Reason::HTTP_1_1_REQUIRED) => "http_1_1_required",
-        _ => "other",
     }
 }
 

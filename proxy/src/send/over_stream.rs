@@ -30,7 +30,7 @@ pub(crate) struct FromStream {
     data_ended: bool,
     /// What is left of the request.
     upload: Option<Upload>,
-    place: Arc<Place>,
+    _place: Arc<Place>,
     _held: Held,
 }
 
@@ -58,14 +58,13 @@ pub(super) async fn send(
     let upload = (!bodiless).then(|| upload(pool, body, sender, &place));
     inform(&mut response, interim).await.map_err(|why| Unanswered { error: why, unsent: false, again: None })?;
     let response = response.await.map_err(|error| {
-        place.note(&error);
         let unsent = is_unprocessed(&error);
         let again = spare.filter(|_| unsent || (safe && used)).map(|(parts, body)| Request::from_parts(parts, body));
         Unanswered { error: into_io(error), unsent, again }
     })?;
     let (parts, stream) = response.into_parts();
     let data_ended = stream.is_end_stream();
-    let body = FromStream { stream, data_ended, upload, place, _held: Arc::clone(held) };
+    let body = FromStream { stream, data_ended, upload, _place: place, _held: Arc::clone(held) };
     Ok(Answered::Response(Response::from_parts(parts, Received::Stream(Box::new(body)))))
 }
 
@@ -96,11 +95,6 @@ impl FromStream {
         self.stream.is_end_stream()
     }
 
-    fn broke(&self, error: h2::Error) -> io::Error {
-        self.place.note(&error);
-        into_io(error)
-    }
-
     fn let_upload_go_on(&mut self) {
         if let Some(Upload(upload)) = self.upload.take() {
             let _ = upload.send(GoOn);
@@ -110,13 +104,13 @@ impl FromStream {
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         if !self.data_ended {
             if let Some(data) = ready!(self.stream.poll_data(cx)) {
-                let data = data.map_err(|error| self.broke(error))?;
+                let data = data.map_err(into_io)?;
                 let _ = self.stream.flow_control().release_capacity(data.len());
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
             self.data_ended = true;
         }
-        let trailers = ready!(self.stream.poll_trailers(cx)).map_err(|error| self.broke(error))?;
+        let trailers = ready!(self.stream.poll_trailers(cx)).map_err(into_io)?;
         self.let_upload_go_on();
         Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
     }

@@ -24,6 +24,7 @@ use crate::buffer::{Gathered, Outlet, gathered};
 use crate::live::Connection;
 use crate::live::body::Body;
 use crate::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::watched::Watched;
 
 /// Serves HTTP/2 on a connection until it ends. With `websockets`, callers may ask for them by extended CONNECT.
 pub(crate) async fn serve_http2<T, S, F>(
@@ -52,6 +53,7 @@ pub(crate) async fn serve_http2<T, S, F>(
         builder.enable_connect_protocol();
     }
     let (io, outlet) = gathered(io);
+    let io = Watched::accepted(io, &connection.listener);
     let state = State::Beginning(Box::pin(builder.handshake(io)), Box::pin(sleep(limits.head)));
     let serving = Serving { state, finishing: false, outlet, connection, lifecycle, answer };
     if let Some(Err(error)) = connection.serve(serving, |serving| serving.get_mut().finish()).await {
@@ -73,8 +75,8 @@ struct Serving<'a, T, S> {
 
 enum State<T> {
     /// Its preface is awaited, for a time.
-    Beginning(Pin<Box<server::Handshake<Gathered<T>, Bytes>>>, Pin<Box<Sleep>>),
-    Open(Box<server::Connection<Gathered<T>, Bytes>>),
+    Beginning(Pin<Box<server::Handshake<Watched<Gathered<T>>, Bytes>>>, Pin<Box<Sleep>>),
+    Open(Box<server::Connection<Watched<Gathered<T>>, Bytes>>),
 }
 
 impl<T, S, F> Serving<'_, T, S>

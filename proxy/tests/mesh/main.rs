@@ -5,6 +5,7 @@ mod changes;
 mod denials;
 mod ends;
 mod extended_connect;
+mod grpc_apps;
 mod identities;
 mod identity_files;
 mod interim;

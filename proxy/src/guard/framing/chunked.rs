@@ -11,6 +11,8 @@ use crate::guard::reasons::Malformed;
 #[derive(Debug, Default)]
 pub(crate) struct Chunked {
     state: State,
+    /// How many bytes of data were found.
+    data: usize,
     /// Of the trailers so far.
     trailer_bytes: usize,
     trailer_lines: usize,
@@ -77,6 +79,11 @@ impl Chunked {
         Self { extensions: true, ..Self::default() }
     }
 
+    /// How many bytes of data were found so far, without their framing; it begins anew after the last number.
+    pub(crate) fn data(&self) -> usize {
+        self.data
+    }
+
     /// Finds the next data in `bytes`; none where only framing was at hand. Stops where the trailers begin.
     pub(crate) fn next_data(&mut self, bytes: &[u8]) -> Piece {
         let mut before = 0;
@@ -90,6 +97,7 @@ impl Chunked {
                     let len = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
                     let left = left - len as u64;
                     self.state = if left == 0 { State::DataCr } else { State::Data { left } };
+                    self.data = self.data.wrapping_add(len);
                     return Piece { before, len, then: Then::More };
                 }
                 (_, Some(byte)) => match self.step(*byte) {
@@ -132,6 +140,7 @@ impl Chunked {
                 let len = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
                 let left = left - len as u64;
                 (_, rest) = rest.split_at(len);
+                self.data = self.data.wrapping_add(len);
                 self.state = if left == 0 { State::DataCr } else { State::Data { left } };
             }
             match self.state {
