@@ -271,7 +271,7 @@ mod tests {
         // Twice, so that who came too late is not taken in later either.
         for peer in peers.iter().chain(&peers) {
             metrics.requests(Some(peer)).record(&Ended {
-                method: &Method::GET,
+                method: Some(&Method::GET),
                 status: 200,
                 blame: None,
                 took: Duration::ZERO,
