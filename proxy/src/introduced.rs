@@ -18,7 +18,7 @@ use tokio::time::timeout_at;
 use crate::accept::Accepted;
 use crate::config::AcceptProxyProtocol;
 use crate::listener::Listener;
-use crate::strangers::Stranger;
+use crate::strangers::{self, Stranger};
 
 /// Why a connection was not introduced.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,8 @@ enum Rude {
     TooLong(usize),
     #[error("its PROXY header is malformed")]
     Malformed,
+    #[error("it was closed before its turn")]
+    Left,
 }
 
 /// What the load balancer said of a connection, where there is one to say it. `None` if the connection was refused,
@@ -60,8 +62,11 @@ pub(crate) async fn introduced(
     let until = stranger.until();
     let header = timeout_at(until, async {
         // To wait for a header is a part of the handshake.
-        stranger.turn().await;
-        read(stream).await
+        tokio::select! {
+            biased;
+            () = stranger.turn() => read(stream).await,
+            () = strangers::left(stream), if listener.is_inbound() => Err(Rude::Left),
+        }
     });
     let header = tokio::select! {
         header = header => header,
@@ -83,6 +88,11 @@ pub(crate) async fn introduced(
                 };
             }
             Some(Accepted { remote: source, destination: Some(destination), stranger: Some(stranger), ..accepted })
+        }
+        // It has given up.
+        Ok(Err(Rude::Left)) => {
+            listener.metrics.refused("left");
+            None
         }
         Ok(Err(rude)) => {
             refuse("proxy_protocol", &rude);

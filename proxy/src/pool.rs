@@ -37,6 +37,7 @@ use crate::live::{Connections, Entry, Flight};
 use crate::telemetry::PoolMetrics;
 use free::Free;
 pub(crate) use link::{Io, Link};
+use of_workers::Family;
 pub(crate) use of_workers::Pools;
 pub(crate) use shared::{CONNECTION_WINDOW, Place, STREAM_WINDOW, Stream, into_io, is_unprocessed};
 
@@ -50,6 +51,7 @@ pub(crate) struct Pool {
     /// How many requests are under way.
     turns: AtomicUsize,
     numbers: PoolMetrics,
+    family: Arc<Family>,
 }
 
 /// Where the pool's connections lead.
@@ -98,6 +100,7 @@ impl Pool {
         listener: Arc<Listener>,
         connections: &Arc<Connections>,
         lifecycle: &Lifecycle,
+        family: &Arc<Family>,
     ) -> Arc<Self> {
         let numbers = listener.metrics.pool();
         let pool = Arc::new(Self {
@@ -108,7 +111,9 @@ impl Pool {
             free: Mutex::default(),
             turns: AtomicUsize::new(0),
             numbers,
+            family: Arc::clone(family),
         });
+        family.join(&pool);
         connections.look_after(&pool);
         pool
     }
@@ -178,12 +183,11 @@ impl Pool {
         if prefers_streams && let Some(stream) = self.free().stream(identity.as_ref()) {
             return Some(Way::Stream(stream));
         }
-        if self.has_links()
-            && let Some(link) = self.free_link(identity.as_ref())
-        {
-            return Some(Way::Link(link));
+        if !self.has_links() {
+            return None;
         }
-        None
+        let link = self.free_link(identity.as_ref()).or_else(|| self.link_of_another(identity.as_ref()));
+        link.map(Way::Link)
     }
 
     /// What is free next, or a new one.
@@ -211,8 +215,9 @@ impl Pool {
 
     /// A link, whatever else there is: for a request that HTTP/2 cannot carry as it is meant.
     pub(crate) async fn link(self: &Arc<Self>) -> Result<Way, Fault> {
-        let free = if self.has_links() { self.free_link(self.identity().as_ref()) } else { None };
-        match free {
+        let identity = self.identity();
+        let free = || self.free_link(identity.as_ref()).or_else(|| self.link_of_another(identity.as_ref()));
+        match if self.has_links() { free() } else { None } {
             Some(link) => Ok(Way::Link(link)),
             None => self.another().await,
         }
@@ -251,6 +256,14 @@ impl Pool {
                 return Some(link);
             }
         }
+    }
+
+    /// A link that is free on another worker. A new one would be dearer, and the next hop may serve few connections at
+    /// once: one that waits there for its next request keeps a new one waiting too.
+    fn link_of_another(&self, identity: Option<&Arc<Identity>>) -> Option<Link> {
+        let others = self.family.others(self);
+        let mut link = others.iter().find_map(|other| other.free_link(identity))?;
+        link.take_over().then_some(link)
     }
 
     /// A stream of this pool has ended: who waits may have its place.

@@ -101,7 +101,6 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         connections: Arc::clone(&connections),
         identity: identity.clone(),
         enforced: enforced.clone(),
-        metrics: metrics.clone(),
         lifecycle: lifecycle.clone(),
     }));
     lifecycle.spawn(enforce(policy, identity.clone(), enforced_sender, lifecycle.clone()));

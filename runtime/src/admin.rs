@@ -18,7 +18,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::Lifecycle;
 
@@ -41,12 +41,14 @@ pub struct Admin {
     metrics: Metrics,
     ready: Box<dyn Fn() -> Readiness + Send + Sync>,
     routes: BTreeMap<&'static str, (Method, Handler)>,
+    /// Held by who renders the metrics.
+    rendering: Mutex<()>,
 }
 
 impl Admin {
     /// An endpoint with `/live`, `/ready` (200, or 503 and the reasons) and `/metrics`.
     pub fn new(metrics: Metrics, ready: impl Fn() -> Readiness + Send + Sync + 'static) -> Self {
-        Self { metrics, ready: Box::new(ready), routes: BTreeMap::new() }
+        Self { metrics, ready: Box::new(ready), routes: BTreeMap::new(), rendering: Mutex::new(()) }
     }
 
     /// Adds a route. `POST` for what changes state.
@@ -119,8 +121,13 @@ impl Admin {
                 Err(reasons) => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
             },
             ("/metrics", &Method::GET | &Method::HEAD) => {
-                self.metrics.run_upkeep();
-                text(StatusCode::OK, self.metrics.render())
+                // One at a time, and not where others would have to wait for it.
+                let _turn = self.rendering.lock().await;
+                let metrics = self.metrics.clone();
+                match tokio::task::spawn_blocking(move || metrics.render()).await {
+                    Ok(page) => text(StatusCode::OK, page),
+                    Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be rendered\n"),
+                }
             }
             (_, method) => match self.routes.get(path) {
                 Some((allowed, handler)) if allowed == method => handler().await,

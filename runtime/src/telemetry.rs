@@ -82,7 +82,11 @@ pub fn metrics() -> Result<Metrics, TelemetryError> {
 pub async fn upkeep(metrics: Metrics, lifecycle: Lifecycle) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(UPKEEP) => metrics.run_upkeep(),
+            () = tokio::time::sleep(UPKEEP) => {
+                let metrics = metrics.clone();
+                // Nobody waits for it.
+                drop(tokio::task::spawn_blocking(move || metrics.run_upkeep()).await);
+            }
             () = lifecycle.stopping() => return,
         }
     }

@@ -1,8 +1,8 @@
 //! The threads that carry traffic. Each has a runtime of its own, and a connection stays where it was put: nothing of
 //! it is handed from thread to thread, which costs more than the work itself (docs/decisions/014).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -89,14 +89,19 @@ impl Worker {
     }
 
     fn start(number: usize, end: CancellationToken) -> std::io::Result<Arc<Self>> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let worker = Self::new(number, runtime.handle().clone(), true);
-        let carry = move || {
-            runtime.block_on(end.cancelled());
-            runtime.shutdown_background();
+        let (sender, started) = mpsc::sync_channel(1);
+        // Made on its own thread: a runtime that has no thread could not be dropped where this is called.
+        let carry = move || match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => {
+                let _ = sender.send(Ok(runtime.handle().clone()));
+                runtime.block_on(end.cancelled());
+                runtime.shutdown_background();
+            }
+            Err(error) => drop(sender.send(Err(error))),
         };
         std::thread::Builder::new().name(format!("worker-{number}")).spawn(carry)?;
-        Ok(Arc::new(worker))
+        let runtime = started.recv().map_err(std::io::Error::other)??;
+        Ok(Arc::new(Self::new(number, runtime, true)))
     }
 }
 
@@ -143,7 +148,7 @@ mod tests {
     #[test]
     fn each_worker_is_a_thread_of_its_own_that_ends_with_the_workers() {
         let workers = Workers::start(2).unwrap();
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let seats = [workers.seat(), workers.seat()];
         for seat in &seats {
             let sender = sender.clone();
@@ -160,7 +165,7 @@ mod tests {
         assert_eq!(names, ["worker-0", "worker-1"]);
         drop((seats, workers));
         let ended = receiver.recv_timeout(LONG);
-        assert_eq!(ended, Err(std::sync::mpsc::RecvTimeoutError::Disconnected));
+        assert_eq!(ended, Err(mpsc::RecvTimeoutError::Disconnected));
     }
 
     #[test]

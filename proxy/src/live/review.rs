@@ -1,7 +1,7 @@
 //! Looks through everything under way and ends what may not go on.
 //!
 //! On a change of the bundles: connections whose peer is not trusted any more. On a change of the policy: raw
-//! connections and requests that it denies now. Once a second: expired peers, limits of time, and the metrics.
+//! connections and requests that it denies now. Once a second: expired peers, and limits of time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +10,6 @@ use std::time::Duration;
 use countersign_identity::{Identity, IdentityWatch, Peer, Refusal};
 use countersign_policy::Action;
 use countersign_runtime::Lifecycle;
-use countersign_runtime::telemetry::Metrics;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -27,8 +26,6 @@ pub(crate) struct Reviewer {
     pub(crate) identity: IdentityWatch,
     /// What is allowed.
     pub(crate) enforced: EnforcedWatch,
-    /// Tidied up from time to time, or samples would pile up where nobody scrapes.
-    pub(crate) metrics: Metrics,
     /// When to end.
     pub(crate) lifecycle: Lifecycle,
 }
@@ -38,7 +35,6 @@ pub(crate) async fn review(mut reviewer: Reviewer) {
     let mut trusted = reviewer.identity.borrow_and_update().clone();
     let mut clock = interval(LOOK);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looks: u32 = 0;
     loop {
         tokio::select! {
             () = reviewer.lifecycle.stopping() => return reviewer.connections.stop(),
@@ -59,10 +55,6 @@ pub(crate) async fn review(mut reviewer: Reviewer) {
             }
             _ = clock.tick() => {
                 look(&reviewer.connections);
-                looks = looks.wrapping_add(1);
-                if looks.is_multiple_of(UPKEEP) {
-                    reviewer.metrics.run_upkeep();
-                }
             }
         }
     }
@@ -187,6 +179,3 @@ const LOOK: Duration = Duration::from_secs(1);
 /// window the answer may wait that says so. Over HTTP/1 an end waits in line behind bytes that the caller does not
 /// read; what is there at the look after that has its connection closed.
 const PATIENCE: u32 = 2;
-
-/// After how many looks the metrics are tidied up.
-const UPKEEP: u32 = 5;

@@ -3,6 +3,7 @@
 //! It ends here and not in the tasks above, for a connection is split into tasks, and hyper's are not ours to hold.
 
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -86,6 +87,15 @@ impl<T> Metered<T> {
         if let Poll::Ready(Ok(count)) = written {
             self.traffic.sent.fetch_add(*count as u64, Ordering::Relaxed);
         }
+    }
+}
+
+impl Metered<TcpStream> {
+    /// Takes it over to the thread that calls: from now on the event queue there tells of it.
+    pub(crate) fn take_over(&mut self) -> io::Result<()> {
+        let other = std::net::TcpStream::from(self.io.as_fd().try_clone_to_owned()?);
+        self.io = TcpStream::from_std(other)?;
+        Ok(())
     }
 }
 

@@ -122,9 +122,11 @@ impl Vault {
         let path = self.config.token_file.display();
         let file = self.config.token_file.clone();
         let read = move || read_bytes(&file, MAX_TOKEN_FILE).map(Zeroizing::new);
-        let read = timeout(PATIENCE, async { self.tokens.lock().await.run(read).await });
+        let hangs = |_| FetchError::unavailable(format!("the file system of {path} does not answer"));
+        let mut tokens = timeout(PATIENCE, self.tokens.lock()).await.map_err(hangs)?;
+        let read = timeout(PATIENCE, tokens.run(read)).await.map_err(hangs)?;
+        drop(tokens);
         let unreadable = |why: String| FetchError::Forbidden(format!("the token in {path} cannot be read: {why}"));
-        let read = read.await.unwrap_or_else(|_| Err("the file system does not answer".to_owned()));
         let text = read.map_err(unreadable)?.map_err(|error| unreadable(error.to_string()))?;
         let token = text.trim_ascii();
         if token.is_empty() || token.len() > MAX_TOKEN {
