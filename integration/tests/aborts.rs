@@ -298,5 +298,5 @@ async fn an_upload_that_the_app_does_not_read_ends_with_the_connection_of_its_ca
     assert!(start.elapsed() < PROMPT * 2, "{:?}", start.elapsed());
 }
 
-/// From so many requests under way on, they go over streams.
-const CROWD: usize = 8;
+/// From so many requests under way on, they go over streams: eight on each of four workers.
+const CROWD: usize = 32;

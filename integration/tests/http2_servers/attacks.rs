@@ -99,7 +99,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         Box::pin(tell(peer, goaway(0).repeat(10_000)))
     }),
     attack("GOAWAY flood", Well, Cut, |peer, stream| Box::pin(flood(peer, stream, goaway(stream)))),
-    attack("GOAWAY that takes back what it took", Undone, Cut, |peer, stream| {
+    attack("GOAWAY that takes back what it took", Fault, Cut, |peer, stream| {
         Box::pin(flood(peer, stream, [goaway(stream), goaway(stream + 100)].concat()))
     }),
     attack("RST_STREAM behind the head", Broken, Borne, |peer, stream| {

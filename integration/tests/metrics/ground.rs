@@ -144,4 +144,4 @@ pub(crate) async fn histogram(sidecar: &Sidecar, name: &str, labels: &[&str], co
 }
 
 /// From so many requests under way on, they go over streams (docs/decisions/009).
-const CROWD: usize = 8;
+const CROWD: usize = 32;
