@@ -68,19 +68,29 @@ impl Frames {
     /// Takes note of the next bytes.
     pub(super) fn pass(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Told)) {
         while !bytes.is_empty() {
-            // The rest of a payload comes before the next header.
-            let skipped = if self.filled == 0 { self.skip.min(bytes.len()) } else { 0 };
-            self.skip -= skipped;
-            let (now, rest) = bytes.split_at(skipped + (self.wanted - self.filled).min(bytes.len() - skipped));
+            if self.filled == 0 {
+                // The rest of a payload comes before the next header.
+                let (skipped, rest) = bytes.split_at(self.skip.min(bytes.len()));
+                self.skip -= skipped.len();
+                bytes = rest;
+                // Most headers come whole, and of most frames that is all that is looked at.
+                if let Some((header, rest)) = bytes.split_first_chunk()
+                    && self.begun(header) == 0
+                {
+                    bytes = rest;
+                    continue;
+                }
+            }
+            let (now, rest) = bytes.split_at((self.wanted - self.filled).min(bytes.len()));
             bytes = rest;
-            if let Some(now) = now.get(skipped..)
-                && let Some(place) = self.begin.get_mut(self.filled..self.filled + now.len())
-            {
+            if let Some(place) = self.begin.get_mut(self.filled..self.filled + now.len()) {
                 place.copy_from_slice(now);
                 self.filled += now.len();
             }
-            if self.filled == HEADER {
-                self.begun();
+            if self.filled == HEADER
+                && let Some(header) = self.begin.first_chunk().copied()
+            {
+                self.wanted = HEADER + self.begun(&header);
             }
             if self.filled == self.wanted {
                 self.told().into_iter().for_each(&mut tell);
@@ -89,16 +99,16 @@ impl Frames {
         }
     }
 
-    /// The header of a frame has passed.
-    fn begun(&mut self) {
-        let [a, b, c, kind, flags, ..] = self.begin;
+    /// The header of a frame has passed. How much of its payload is to be looked at.
+    fn begun(&mut self, header: &[u8; HEADER]) -> usize {
+        let [a, b, c, kind, flags, ..] = *header;
         let len = u32::from_be_bytes([0, a, b, c]) as usize;
+        let looked_at = if matches!(kind, RST_STREAM | GOAWAY) { len.min(LOOKED_AT) } else { 0 };
         self.block = matches!(kind, HEADERS | CONTINUATION);
         self.last = flags & END_HEADERS != 0;
         self.blocks += u64::from(kind == HEADERS);
-        let looked_at = if matches!(kind, RST_STREAM | GOAWAY) { len.min(LOOKED_AT) } else { 0 };
-        self.wanted = HEADER + looked_at;
         self.skip = len - looked_at;
+        looked_at
     }
 
     /// What the current frame tells. A payload that is too short for it is broken.
