@@ -17,7 +17,7 @@ const RULES: &str = "\
 rules:
   - { name: open, from: /ns/test/sa/client, to: /ns/test/sa/server, allow: { paths: [\"/**\"] } }
   - { name: spans, from: /ns/test/sa/client, to: /ns/test/sa/collector, allow: { paths: [\"/**\"] } }
-  - { name: closed, from: \"*\", to: /ns/test/sa/server, deny: { paths: [\"/denied\"] } }
+  - { name: closed, from: \"*\", to: /ns/test/sa/server, deny: { paths: [\"/denied\", \"/denied/**\"] } }
 ";
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -136,6 +136,18 @@ async fn what_is_denied_is_an_error_of_its_caller_and_says_why_on_both_sides() {
     assert_eq!((client.status, &client.attributes["error.type"][..]), (2, "403"), "{client:?}");
     assert_eq!((server.status, &server.attributes["error.type"][..]), (0, "denied"), "{server:?}");
     assert_eq!((&server.attributes["countersign.fault"][..], &server.service[..]), ("policy", "shop"));
+    let grpc = format!("content-type: application/grpc\r\ntraceparent: 00-{TRACE}-{CALLER}-01\r\n");
+    let mut connection = Connection::connect(ground.upstream).await.unwrap();
+    assert_eq!(connection.ask("POST", "/denied/grpc", &grpc, b"").await.unwrap().status, 200);
+    let (client, server) = both(&collector, "/denied/grpc").await;
+    for span in [&client, &server] {
+        assert_eq!(
+            (span.status, &span.attributes["http.response.status_code"][..]),
+            (0, "200"),
+            "as it was sent: {span:?}"
+        );
+    }
+    assert_eq!((&server.attributes["error.type"][..], client.attributes.get("error.type")), ("denied", None));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -168,20 +168,7 @@ impl Span {
 
     /// As [`Span::announce`], in a head of HTTP/1.1 that is about to go out.
     pub(crate) fn announce_in(&self, head: &mut Buffer) {
-        let mut said = Buffer::default();
-        for line in head.bytes().split_inclusive(|byte| *byte == b'\n').filter(|line| *line != b"\r\n") {
-            let is = |name: &HeaderName| {
-                let (begin, rest) = line.split_at_checked(name.as_str().len()).unwrap_or_default();
-                begin.eq_ignore_ascii_case(name.as_str().as_bytes()) && rest.starts_with(b":")
-            };
-            let replaced = is(&PARENT) || (self.begins_trace() && is(&STATE));
-            if !replaced {
-                said.push(line);
-            }
-        }
-        convert::line(NAME.as_bytes(), self.trace.as_str().as_bytes(), &mut said);
-        said.push(b"\r\n");
-        *head = said;
+        announce_in(&self.trace, self.begins_trace(), head);
     }
 
     /// Sends it off, with what became of the request.
@@ -212,6 +199,24 @@ impl Span {
     fn begins_trace(&self) -> bool {
         self.parent.is_none()
     }
+}
+
+/// Says in `head`, of HTTP/1.1, what the next hop is told of `trace`; where it begins, it has no state yet.
+pub(crate) fn announce_in(trace: &Trace, begins: bool, head: &mut Buffer) {
+    let mut said = Buffer::default();
+    for line in head.bytes().split_inclusive(|byte| *byte == b'\n').filter(|line| *line != b"\r\n") {
+        let is = |name: &HeaderName| {
+            let (begin, rest) = line.split_at_checked(name.as_str().len()).unwrap_or_default();
+            begin.eq_ignore_ascii_case(name.as_str().as_bytes()) && rest.starts_with(b":")
+        };
+        let replaced = is(&PARENT) || (begins && is(&STATE));
+        if !replaced {
+            said.push(line);
+        }
+    }
+    convert::line(NAME.as_bytes(), trace.as_str().as_bytes(), &mut said);
+    said.push(b"\r\n");
+    *head = said;
 }
 
 const PARENT: HeaderName = HeaderName::from_static(NAME);
