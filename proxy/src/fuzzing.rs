@@ -45,7 +45,8 @@ pub fn requests_agree(raw: &[u8], piece: usize) -> Result<(), String> {
         if received.question() != (asked.0.as_str(), asked.1.as_str()) {
             return Err(format!("the policy is asked about {asked:?}, the receiver gets {:?}", received.question()));
         }
-        tells_of_a_trace(received, head, passed, piece % 2 == 0).map_err(|why| format!("request {at} {why}"))?;
+        tells_of_a_trace(received, head, passed, piece.is_multiple_of(2))
+            .map_err(|why| format!("request {at} {why}"))?;
         let received = as_received((**received).clone());
         let same_end = match passed.ending {
             Ending::Whole => received == **there && there.finish == Finish::Whole,
