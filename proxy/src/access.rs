@@ -23,6 +23,8 @@ pub(crate) struct Line<'a> {
     pub(crate) method: Option<&'a Method>,
     pub(crate) path: Option<&'a str>,
     pub(crate) status: u16,
+    /// The status as the caller was told it.
+    pub(crate) sent: u16,
     /// Whether there was an answer; `status` says 499 otherwise.
     pub(crate) answered: bool,
     pub(crate) blame: Option<Blame>,

@@ -141,7 +141,7 @@ pub(crate) fn settle(mut ticket: Ticket, fault: &Fault, as_grpc: bool) -> Respon
     let facts = fault.facts();
     report(&ticket.connection, fault, Some(&ticket));
     let response = fault.answer(as_grpc);
-    ticket.settled(&facts);
+    ticket.settled(&facts, response.status());
     response.map(|body| body.holding(ticket))
 }
 
@@ -177,7 +177,7 @@ pub(crate) fn open(connection: &Arc<Connection>, call: &Call) -> (Ticket, bool) 
     let mut ticket = Ticket::open(connection, parts.method.clone(), target, call.body.is_end_stream());
     ticket.unread = guard::is_unread(&parts.headers);
     if !ticket.unread {
-        ticket.observe(parts.version, || Trace::of(&parts.headers));
+        ticket.observe(parts.version, || Trace::of(&parts.headers), || guard::size(parts));
     }
     (ticket, is_grpc(&parts.headers))
 }

@@ -158,7 +158,9 @@ async fn answer<T: Wire>(
         ticket.withdraw();
         return Next::Leave;
     }
-    ticket.observe(Version::HTTP_11, || Trace::in_head(caller.input.bytes().get(..len).unwrap_or_default()));
+    let head = || caller.input.bytes().get(..len).unwrap_or_default();
+    let size = || (memchr::memchr_iter(b'\n', head()).count().saturating_sub(2), len);
+    ticket.observe(Version::HTTP_11, || Trace::in_head(head()), size);
     if let Some(span) = &ticket.span {
         span.announce_in(&mut out);
     }

@@ -3,19 +3,24 @@
 //! One reading is the general path's: the guard and hyper. The other is the fast path's, and what it would write is
 //! read by hyper again, as the next hop reads it. Where both pass something they must mean the same; where only the
 //! fast path does, it is a defect. So it is if the policy is asked about anything but what the receiver reads, or if
-//! what goes over a stream between two sidecars is another message behind it than over a link. Built with the feature `fuzzing` only; not part of the product.
+//! what goes over a stream between two sidecars is another message behind it than over a link, or if a trace that is told
+//! of changes anything else. Built with the feature `fuzzing` only; not part of the product.
 
 mod general;
 mod mesh;
 mod wire;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::trace::{SpanId, TraceId};
 
+use crate::buffer::Buffer;
 use crate::http1::readings::streamed_response;
 pub use crate::http1::readings::{Content, Ending, Passed, Plain, Requests, chunked, requests, response};
 pub use general::{Answer, Finish, Request, Seen};
 
 use crate::guard::{self, HeadLimits};
+use crate::spans;
+use crate::trace::Trace;
 use general::Reader;
 
 /// Whether both paths make the same of the requests in `raw`, of which the fast path gets pieces of so many bytes.
@@ -40,6 +45,8 @@ pub fn requests_agree(raw: &[u8], piece: usize) -> Result<(), String> {
         if received.question() != (asked.0.as_str(), asked.1.as_str()) {
             return Err(format!("the policy is asked about {asked:?}, the receiver gets {:?}", received.question()));
         }
+        tells_of_a_trace(received, head, passed, piece.is_multiple_of(2))
+            .map_err(|why| format!("request {at} {why}"))?;
         let received = as_received((**received).clone());
         let same_end = match passed.ending {
             Ending::Whole => received == **there && there.finish == Finish::Whole,
@@ -71,6 +78,26 @@ pub fn requests_agree(raw: &[u8], piece: usize) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!("after {} requests\n   fast {rest:?}\ngeneral {before:?}", here.passed.len()))
+    }
+}
+
+/// Whether a request whose head is also told of a trace is the same to its receiver, but for that.
+fn tells_of_a_trace(received: &Request, head: &[u8], passed: &Passed, begins: bool) -> Result<(), String> {
+    let trace = Trace::root(TraceId::from(1), SpanId::from(1));
+    let mut told = Buffer::default();
+    told.push(head);
+    spans::announce_in(&trace, begins, &mut told);
+    let body = passed.written.get(head.len()..).unwrap_or_default();
+    let told = general::requests(&[told.bytes(), body].concat(), Reader::Server, None);
+    let mut expected = received.clone();
+    let value = HeaderValue::from_str(trace.as_str()).map_err(|error| error.to_string())?;
+    expected.headers.insert("traceparent", value);
+    if begins {
+        expected.headers.remove("tracestate");
+    }
+    match &told[..] {
+        [Seen::Request(told)] if **told == expected => Ok(()),
+        told => Err(format!("and a trace arrive as {told:?}\n expected {expected:?}")),
     }
 }
 

@@ -63,6 +63,14 @@ pub fn is_unread(headers: &HeaderMap) -> bool {
     marker::found(headers).is_some()
 }
 
+/// How many fields the head of a request has, and about how many bytes.
+pub(crate) fn size(parts: &Parts) -> (usize, usize) {
+    let fields = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let target = parts.uri.path().len() + parts.uri.query().map_or(0, str::len);
+    let authority = parts.uri.authority().map_or(0, |authority| authority.as_str().len());
+    (parts.headers.len(), fields.sum::<usize>() + target + authority)
+}
+
 /// Whether a request has few enough header fields; of HTTP/1, [`Framed`] has seen to that.
 ///
 /// # Errors

@@ -212,8 +212,9 @@ impl Inbound {
             return None;
         };
         let kind = if self.protocol == Protocol::Tcp { Kind::Tcp } else { Kind::Http };
-        let connection =
+        let mut connection =
             Connection::new(Arc::clone(&self.listener), kind, Some(peer.clone()), remote, Some(tls), traffic);
+        connection.share = Some(Arc::clone(&share));
         let entry = self.connections.enter(connection);
         self.still_trusted(&peer, &made.identity, remote)?;
         let client_cert = client_cert(&made.identity, &peer);

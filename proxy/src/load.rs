@@ -3,6 +3,8 @@
 //! Counts and not semaphores: a changed listener goes on with the counts of the one before, whose connections live on,
 //! under limits that may be others.
 
+mod allowance;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -11,6 +13,7 @@ use countersign_identity::SpiffeId;
 
 use crate::config::Limits;
 use crate::strangers::Strangers;
+use allowance::Allowance;
 
 /// What is under way on a listener.
 #[derive(Default)]
@@ -19,6 +22,8 @@ pub(crate) struct Load {
     pub(crate) connections: Arc<Count>,
     /// Requests that were let pass.
     pub(crate) requests: Arc<Count>,
+    /// Spans that callers asked for.
+    spans: Allowance,
     peers: Mutex<HashMap<SpiffeId, Weak<Share>>>,
     strangers: Mutex<Weak<Strangers>>,
 }
@@ -30,6 +35,8 @@ pub(crate) struct Share {
     pub(crate) connections: Arc<Count>,
     /// Its requests.
     pub(crate) requests: Arc<Count>,
+    /// Spans that it asked for.
+    spans: Allowance,
 }
 
 /// How many of something there are.
@@ -63,6 +70,12 @@ impl Load {
         peers.insert(peer.clone(), Arc::downgrade(&share));
         share
     }
+
+    /// Whether a request of the peer whose share this is may be recorded because it says so. A peer that comes anew has
+    /// another share, so there is a bound for all of them as well.
+    pub(crate) fn allows_span(&self, share: &Share) -> bool {
+        share.spans.take(SPANS_OF_PEER) && self.spans.take(SPANS_OF_ALL)
+    }
 }
 
 impl Count {
@@ -79,6 +92,10 @@ impl Drop for Place {
         self.0.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
+
+/// How many requests a second are recorded because their callers say so: of one peer, and of all on a listener.
+const SPANS_OF_PEER: u32 = 100;
+const SPANS_OF_ALL: u32 = 500;
 
 #[cfg(test)]
 mod tests {

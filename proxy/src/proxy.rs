@@ -177,26 +177,42 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         in_force.send_replace(Arc::clone(&newest));
         current = newest;
     }
-    drain(&mut listeners, &connections, &current, &lifecycle).await;
+    drain(&mut listeners, &connections, &current, &lifecycle, spans.as_deref()).await;
     if let Some(spans) = spans {
+        let left = tokio::select! {
+            biased;
+            // Who wants the end at once does not wait for spans.
+            () = lifecycle.stopping() => return Ok(()),
+            // The way to the collector may lead over one of our own listeners, which end next.
+            left = spans.send() => left,
+        };
         // What is still under way ends now, and leaves its spans.
         lifecycle.stop();
         lifecycle.finished().await;
-        spans.flush().await;
+        spans.end(left).await;
     }
     Ok(())
 }
 
 /// Inbound takes nothing new and finishes what is under way; outbound serves the app until the app is gone. Both end
 /// with the grace at the latest.
-async fn drain(listeners: &mut Listeners, connections: &Connections, config: &Config, lifecycle: &Lifecycle) {
+async fn drain(
+    listeners: &mut Listeners,
+    connections: &Connections,
+    config: &Config,
+    lifecycle: &Lifecycle,
+    spans: Option<&Spans>,
+) {
+    // The connection over which we send spans ourselves is not the app's.
+    let is_apps = |remote| !spans.is_some_and(|spans| spans.come_from(remote));
     tracing::info!(grace_s = config.grace.as_secs(), "draining");
     listeners.end_inbound().await;
     let deadline = Instant::now() + config.grace;
     let mut quiet_since = Instant::now();
     loop {
         let inbound = connections.count(|c| c.listener.is_inbound() && matches!(c.kind, Kind::Http | Kind::Tcp));
-        let outbound = connections.count(|c| !c.listener.is_inbound() && matches!(c.kind, Kind::Http | Kind::Tcp));
+        let outbound = connections
+            .count(|c| !c.listener.is_inbound() && matches!(c.kind, Kind::Http | Kind::Tcp) && is_apps(c.remote));
         if outbound > 0 {
             quiet_since = Instant::now();
         }

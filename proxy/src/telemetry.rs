@@ -225,7 +225,10 @@ pub(crate) fn describe() {
     describe_counter!("countersign_guard_refusals_total", "Requests refused because they can be read in two ways.");
     describe_counter!("countersign_faults_total", "Answers that the sidecar made itself, by whose fault and reason.");
     describe_counter!("countersign_bytes_total", Unit::Bytes, "Bytes received and sent on connections.");
-    describe_counter!("countersign_spans_total", "Spans: exported, failed to be, or dropped for want of room.");
+    describe_counter!(
+        "countersign_spans_total",
+        "Spans: exported, failed to be, dropped for want of room, or not made, as callers asked for more than they may."
+    );
     describe_counter!("countersign_identity_updates_total", "Identities received from the Workload API.");
     describe_counter!("countersign_identity_errors_total", "Failures to receive an identity.");
     describe_counter!("countersign_foreign_bundle_errors_total", "Foreign bundles received that cannot be used.");

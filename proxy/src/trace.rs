@@ -4,58 +4,71 @@
 //! <https://www.w3.org/TR/trace-context-1/>
 
 use http::HeaderMap;
+use memchr::{memchr, memchr_iter};
 use opentelemetry::trace::{SpanId, TraceId};
 
 /// What a valid `traceparent` begins with: version, trace ID, parent ID and flags, whose place is fixed.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Trace(Box<str>);
+pub(crate) struct Trace([u8; KNOWN]);
 
 impl Trace {
     /// What `headers` say. Several say nothing: it is not known which of them the next hop goes by.
     pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(NAME).iter();
         let value = values.next()?;
-        if values.next().is_some() { None } else { Self::read(value.as_bytes()) }
+        if values.next().is_some() { None } else { Self::read(value.as_bytes().trim_ascii()) }
     }
 
     /// What a head of HTTP/1.1 says that the guard has let pass.
     pub(crate) fn in_head(head: &[u8]) -> Option<Self> {
-        let mut values = head.split(|byte| *byte == b'\n').filter_map(|line| {
+        // The first line is none of a header.
+        let mut values = memchr_iter(b'\n', head).filter_map(|end| {
+            let line = head.get(end + 1..).filter(|line| line.first().is_some_and(|byte| byte | 0x20 == b't'))?;
             let (name, rest) = line.split_at_checked(NAME.len())?;
             if name.eq_ignore_ascii_case(NAME.as_bytes()) { rest.strip_prefix(b":") } else { None }
         });
         let value = values.next()?;
-        if values.next().is_some() { None } else { Self::read(value.trim_ascii()) }
+        if values.next().is_some() {
+            return None;
+        }
+        let end = memchr(b'\n', value).unwrap_or(value.len());
+        Self::read(value.get(..end).unwrap_or_default().trim_ascii())
     }
 
     /// The 32 digits of the trace.
     pub(crate) fn trace_id(&self) -> &str {
-        self.0.get(3..35).unwrap_or_default()
+        self.as_str().get(3..35).unwrap_or_default()
     }
 
     /// The 16 digits of the span that the request is sent in: the caller's.
     pub(crate) fn span_id(&self) -> &str {
-        self.0.get(36..52).unwrap_or_default()
+        self.as_str().get(36..52).unwrap_or_default()
     }
 
     /// A trace that begins here, and that is recorded.
     pub(crate) fn root(trace: TraceId, span: SpanId) -> Self {
-        Self(format!("00-{trace}-{span}-01").into())
+        Self::said(&format!("00-{trace}-{span}-01"))
     }
 
-    /// The same trace, in a span of ours. Of versions to come nothing is known but that it is recorded (section 4.3.2).
+    /// The same trace, in a span of ours, with the flags that are known. Of versions to come nothing is known but that
+    /// it is recorded (section 4.3.2).
     pub(crate) fn child(&self, span: SpanId) -> Self {
-        let flags = if self.0.starts_with("00") { self.flags() } else { self.flags() & SAMPLED };
-        Self(format!("00-{}-{span}-{flags:02x}", self.trace_id()).into())
+        let known = if self.0.starts_with(b"00") { SAMPLED | RANDOM } else { SAMPLED };
+        Self::said(&format!("00-{}-{span}-{:02x}", self.trace_id(), self.flags() & known))
+    }
+
+    /// A trace that is not recorded: neither sidecar on its way makes a span of it.
+    pub(crate) fn unrecorded(trace: TraceId, span: SpanId) -> Self {
+        Self::said(&format!("00-{trace}-{span}-00"))
     }
 
     /// The header's value, as far as it is known.
     pub(crate) fn as_str(&self) -> &str {
-        &self.0
+        str::from_utf8(&self.0).unwrap_or_default()
     }
 
     pub(crate) fn flags(&self) -> u8 {
-        self.0.get(53..).and_then(|flags| u8::from_str_radix(flags, 16).ok()).unwrap_or_default()
+        self.as_str().get(53..).and_then(|flags| u8::from_str_radix(flags, 16).ok()).unwrap_or_default()
     }
 
     /// Whether the trace is recorded.
@@ -66,7 +79,7 @@ impl Trace {
     /// Versions to come may say more, after what this one says (section 4.3.2).
     fn read(value: &[u8]) -> Option<Self> {
         let (known, more) = value.split_at_checked(KNOWN)?;
-        let text = std::str::from_utf8(known).ok()?;
+        let text = str::from_utf8(known).ok()?;
         let mut parts = text.split('-');
         let [version, trace, span, flags] = [parts.next()?, parts.next()?, parts.next()?, parts.next()?];
         let lengths = [version.len(), trace.len(), span.len(), flags.len()] == [2, 32, 16, 2];
@@ -74,13 +87,22 @@ impl Trace {
         let said = |part: &str| part.bytes().any(|byte| byte != b'0');
         let ends = more.is_empty() || (version != "00" && more.starts_with(b"-"));
         let valid = lengths && [version, trace, span, flags].into_iter().all(is_hex) && version != "ff";
-        (valid && ends && said(trace) && said(span)).then(|| Self(text.into()))
+        let known = known.try_into().ok()?;
+        (valid && ends && said(trace) && said(span)).then_some(Self(known))
+    }
+
+    /// What is made of IDs is as long as it has to be.
+    fn said(text: &str) -> Self {
+        Self(text.as_bytes().try_into().unwrap_or([b'0'; KNOWN]))
     }
 }
 
 pub(crate) const NAME: &str = "traceparent";
 
 const SAMPLED: u8 = 1;
+
+/// The trace ID is random (Trace Context, level 2).
+const RANDOM: u8 = 2;
 
 /// How much of a value is known, in bytes.
 const KNOWN: usize = 55;
@@ -147,7 +169,7 @@ mod tests {
             let mut map = HeaderMap::new();
             for (name, value) in lines {
                 let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
-                map.append(name, HeaderValue::from_str(value).unwrap());
+                map.append(name, HeaderValue::from_str(&format!(" {value}\t")).unwrap());
             }
             assert_eq!(read, Trace::of(&map), "{text}");
             assert_eq!(read.is_some(), found, "{text}");

@@ -14,6 +14,7 @@ use futures::task::AtomicWaker;
 use super::flight::Flight;
 use super::traffic::Traffic;
 use crate::listener::Listener;
+use crate::load::Share;
 use crate::pool::Pool;
 use crate::telemetry::Requests;
 
@@ -59,6 +60,8 @@ pub(crate) struct Connection {
     pub(crate) traffic: Arc<Traffic>,
     /// The counters of its requests.
     pub(crate) requests: Arc<Requests>,
+    /// What its peer may have of its listener; inbound.
+    pub(crate) share: Option<Arc<Share>>,
     orders: AtomicU8,
     waker: AtomicWaker,
     flights: Mutex<Vec<Arc<Flight>>>,
@@ -89,6 +92,7 @@ impl Connection {
             tls,
             traffic,
             requests,
+            share: None,
             orders: AtomicU8::new(0),
             waker: AtomicWaker::new(),
             flights: Mutex::new(Vec::new()),

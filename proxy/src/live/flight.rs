@@ -18,7 +18,7 @@ use crate::access;
 use crate::fault::{Blame, Facts, Fault, Hop};
 use crate::load::Place;
 use crate::source::Outcome;
-use crate::spans::Span;
+use crate::spans::{self, Span, Spans};
 use crate::telemetry::Ended;
 use crate::trace::Trace;
 
@@ -263,6 +263,8 @@ pub(crate) struct Ticket {
     first_byte: Option<Duration>,
     blame: Option<Blame>,
     reason: Option<&'static str>,
+    /// The status of an answer of ours as it was sent: 200 for gRPC, whatever it stands for.
+    sent: Option<StatusCode>,
     withdrawn: bool,
     aborted: bool,
 }
@@ -308,18 +310,31 @@ impl Ticket {
             first_byte: None,
             blame: None,
             reason: None,
+            sent: None,
             withdrawn: false,
             aborted: false,
         }
     }
 
     /// Has it observed, if that is wanted: under the trace that `read` finds, and perhaps as a span. `version` is what
-    /// the caller speaks.
-    pub(crate) fn observe(&mut self, version: Version, read: impl FnOnce() -> Option<Trace>) {
-        let listener = &self.connection.listener;
+    /// the caller speaks; `size` counts the fields and the bytes of its head.
+    pub(crate) fn observe(
+        &mut self,
+        version: Version,
+        read: impl FnOnce() -> Option<Trace>,
+        size: impl FnOnce() -> (usize, usize),
+    ) {
+        let Connection { listener, share, .. } = &*self.connection;
         if listener.observed {
             self.trace = read();
-            self.span = listener.spans.as_ref().and_then(|spans| spans.begin(self.trace.as_ref(), version));
+            // What our own app asks for has no bound.
+            let allowed = || share.as_ref().is_none_or(|share| listener.load.allows_span(share));
+            let fits = || {
+                let (fields, bytes) = size();
+                spans::fits(&listener.limits, fields, bytes)
+            };
+            let begin = |spans: &Arc<Spans>| spans.begin(self.trace.as_ref(), version, allowed, fits);
+            self.span = listener.spans.as_ref().and_then(begin);
         }
     }
 
@@ -349,8 +364,9 @@ impl Ticket {
         self.flight.last_piece.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// As [`Ticket::answered`], with an answer of our own.
-    pub(crate) fn settled(&mut self, facts: &Facts) {
+    /// As [`Ticket::answered`], with an answer of our own, which was sent with the status `sent`.
+    pub(crate) fn settled(&mut self, facts: &Facts, sent: StatusCode) {
+        self.sent = Some(sent);
         self.answered(facts.status, Some(facts.blame));
         self.reason = Some(facts.reason);
     }
@@ -429,6 +445,7 @@ impl Drop for Ticket {
                 method: (!self.unread).then_some(&flight.method),
                 path: (!self.unread).then(|| flight.path()),
                 status,
+                sent: self.sent.map_or(status, |sent| sent.as_u16()),
                 answered: self.status.is_some(),
                 blame,
                 reason: self.reason.or(aborted.then_some("aborted")),

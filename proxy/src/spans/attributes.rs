@@ -22,7 +22,7 @@ pub(super) fn method(line: &Line<'_>) -> Option<&'static str> {
     METHODS.into_iter().find(|known| *known == said)
 }
 
-/// Whether it went wrong: a server is not to blame for what its caller did.
+/// Whether it went wrong: a server is not to blame for what its caller did, nor for what it may not do.
 pub(super) fn status(line: &Line<'_>) -> Status {
     if has_failed(line) { Status::error("") } else { Status::Unset }
 }
@@ -43,12 +43,12 @@ pub(super) fn of(line: &Line<'_>, version: Version) -> Vec<KeyValue> {
     if let Some(path) = line.path {
         say("url.path", text(&access::shortened(path, PATH)));
     }
-    // Between the sidecars, which is what the span is about on both sides.
+    // Between the sidecars, which is what the span is about on both sides; the version is that of who called this one.
     say("url.scheme", "https".into());
     say("network.protocol.name", "http".into());
     say("network.protocol.version", spoken(version).into());
     if line.answered {
-        say("http.response.status_code", i64::from(line.status).into());
+        say("http.response.status_code", i64::from(line.sent).into());
     }
     say("http.request.body.size", number(line.up));
     say("http.response.body.size", number(line.down));
@@ -58,7 +58,7 @@ pub(super) fn of(line: &Line<'_>, version: Version) -> Vec<KeyValue> {
         say(address, text(&there.remote.ip().to_string()));
         say(port, i64::from(there.remote.port()).into());
     }
-    if has_failed(line) {
+    if has_failed(line) || line.reason.is_some() {
         let reason = line.reason.or(line.blame.map(Blame::as_str));
         say("error.type", reason.map_or_else(|| line.status.to_string().into(), Value::from));
     }
@@ -85,8 +85,11 @@ fn is_server(line: &Line<'_>) -> bool {
 }
 
 fn has_failed(line: &Line<'_>) -> bool {
-    let worst = if is_server(line) { 500 } else { 400 };
-    line.status >= worst || line.blame.is_some_and(|blame| blame != Blame::Client)
+    match line.status {
+        500.. => true,
+        400.. => !is_server(line),
+        _ => line.blame.is_some_and(|blame| blame != Blame::Client),
+    }
 }
 
 fn spoken(version: Version) -> &'static str {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use hyper::body::Incoming;
-use tokio::sync::Barrier;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::sync::{Barrier, mpsc};
 
 use super::support::app::{AppBody, answer};
 use super::support::client::{empty, http1, http2, request, text};
 use super::support::sidecar::metric;
-use super::support::{App, Pair, free_address, soon};
+use super::support::{App, Pair, free_address, read_to, soon};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
@@ -23,6 +25,9 @@ enum Form {
     General,
     Http2,
 }
+
+/// What has a request leave the fast path.
+const UNUSUAL: [(&str, &str); 2] = [("connection", "te"), ("te", "gzip")];
 
 /// Answers with the trace that it was told.
 async fn tell(request: http::Request<Incoming>) -> http::Response<AppBody> {
@@ -45,7 +50,7 @@ async fn ask(pair: &Pair, form: Form, parents: &[String]) -> (Vec<String>, Strin
         Form::Fast => soon("a response", http1(pair.entrance).await.send_request(request)).await,
         Form::General => {
             // Two of them are unusual; no hop goes on after this one.
-            let unusual: HeaderMap = [("connection", "te"), ("te", "gzip")]
+            let unusual: HeaderMap = UNUSUAL
                 .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
                 .into_iter()
                 .collect();
@@ -123,6 +128,63 @@ async fn requests_that_share_connections_go_on_with_spans_of_their_own() {
     assert_eq!(spans.len(), CROWD);
     let opened = metric("countersign_upstream_connections_open", &["outbound", &pair.label()]);
     assert!(opened < CROWD as f64, "{opened} connections: none was shared");
+}
+
+#[tokio::test]
+async fn the_forms_take_the_paths_that_they_are_named_after() {
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let app = App::tcp(move |mut tcp| {
+        let told = told.clone();
+        async move {
+            told.send(read_to(&mut tcp, "\r\n\r\n").await).unwrap();
+            let _ = tcp.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await;
+        }
+    })
+    .await;
+    let pair = Pair::start_with("http", app.address, &tracing(1.0)).await;
+    // The fast path leaves names as they are written, the general one does not.
+    for (unusual, name) in [(&[][..], "X-Name: kept\r\n"), (&UNUSUAL[..], "x-name: kept\r\n")] {
+        let unusual: String = unusual.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let asked = format!("GET / HTTP/1.1\r\nhost: app.test\r\nX-Name: kept\r\n{unusual}\r\n");
+        let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
+        tcp.write_all(asked.as_bytes()).await.unwrap();
+        let head = soon("the app", heard.recv()).await.unwrap();
+        assert!(head.contains(name) && head.contains("traceparent: 00-"), "{head}");
+        let answer = read_to(&mut tcp, "\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_at_the_limits_of_a_head_passes_with_spans_as_without() {
+    let app = App::http1(|_| async { answer("well") }).await;
+    let (traced, plain) =
+        (Pair::start_with("http", app.address, &tracing(1.0)).await, Pair::start("http", app.address).await);
+    for form in [Form::Fast, Form::General, Form::Http2] {
+        for fields in 92..=101 {
+            let status = async |pair: &Pair| {
+                let mut request = request("GET", "/", empty());
+                let headers = request.headers_mut();
+                if matches!(form, Form::General) {
+                    for (name, value) in UNUSUAL {
+                        headers.insert(name, HeaderValue::from_static(value));
+                    }
+                }
+                while headers.len() < fields {
+                    headers.append("x-many", HeaderValue::from_static("1"));
+                }
+                let response = match form {
+                    Form::Http2 => {
+                        *request.uri_mut() = "http://app.test/".parse().unwrap();
+                        http2(pair.entrance).await.send_request(request).await
+                    }
+                    _ => http1(pair.entrance).await.send_request(request).await,
+                };
+                response.unwrap().status()
+            };
+            assert_eq!(status(&traced).await, status(&plain).await, "{form:?} {fields}");
+        }
+    }
 }
 
 /// So many that they share connections between the sidecars (docs/decisions/009).
