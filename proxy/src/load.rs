@@ -71,10 +71,11 @@ impl Load {
         share
     }
 
-    /// Whether a request of the peer whose share this is may be recorded because it says so. A peer that comes anew has
-    /// another share, so there is a bound for all of them as well.
-    pub(crate) fn allows_span(&self, share: &Share) -> bool {
-        share.spans.take(SPANS_OF_PEER) && self.spans.take(SPANS_OF_ALL)
+    /// Whether a request may be recorded because it says so; `share` is that of the peer it comes from, if it is not the
+    /// app. A peer that comes anew has another share, so there is a bound for all of them as well; and an app may pass
+    /// on what its callers say.
+    pub(crate) fn allows_span(&self, share: Option<&Share>) -> bool {
+        share.is_none_or(|share| share.spans.take(SPANS_OF_PEER)) && self.spans.take(SPANS_OF_ALL)
     }
 }
 

@@ -186,7 +186,7 @@ impl Pool {
         if !self.has_links() {
             return None;
         }
-        let link = self.free_link(identity.as_ref()).or_else(|| self.link_of_another(identity.as_ref()));
+        let link = self.free_link(identity.as_ref()).or_else(|| self.link_of_another());
         link.map(Way::Link)
     }
 
@@ -216,7 +216,7 @@ impl Pool {
     /// A link, whatever else there is: for a request that HTTP/2 cannot carry as it is meant.
     pub(crate) async fn link(self: &Arc<Self>) -> Result<Way, Fault> {
         let identity = self.identity();
-        let free = || self.free_link(identity.as_ref()).or_else(|| self.link_of_another(identity.as_ref()));
+        let free = || self.free_link(identity.as_ref()).or_else(|| self.link_of_another());
         match if self.has_links() { free() } else { None } {
             Some(link) => Ok(Way::Link(link)),
             None => self.another().await,
@@ -258,12 +258,19 @@ impl Pool {
         }
     }
 
-    /// A link that is free on another worker. A new one would be dearer, and the next hop may serve few connections at
-    /// once: one that waits there for its next request keeps a new one waiting too.
-    fn link_of_another(&self, identity: Option<&Arc<Identity>>) -> Option<Link> {
-        let others = self.family.others(self);
-        let mut link = others.iter().find_map(|other| other.free_link(identity))?;
-        link.take_over().then_some(link)
+    /// A link to the app that is free on another worker. The app may serve few connections at once, and then one that
+    /// waits there for its next request keeps a new one waiting too. What is in use is not waited for: as on one worker,
+    /// requests that come at the same time have a connection each.
+    fn link_of_another(&self) -> Option<Link> {
+        let Target::App { .. } = &*self.target else { return None };
+        for other in self.family.others(self) {
+            while let Some(mut link) = other.free_link(None) {
+                if link.take_over() {
+                    return Some(link);
+                }
+            }
+        }
+        None
     }
 
     /// A stream of this pool has ended: who waits may have its place.

@@ -42,13 +42,13 @@ pub struct Admin {
     ready: Box<dyn Fn() -> Readiness + Send + Sync>,
     routes: BTreeMap<&'static str, (Method, Handler)>,
     /// Held by who renders the metrics.
-    rendering: Mutex<()>,
+    rendering: Arc<Mutex<()>>,
 }
 
 impl Admin {
     /// An endpoint with `/live`, `/ready` (200, or 503 and the reasons) and `/metrics`.
     pub fn new(metrics: Metrics, ready: impl Fn() -> Readiness + Send + Sync + 'static) -> Self {
-        Self { metrics, ready: Box::new(ready), routes: BTreeMap::new(), rendering: Mutex::new(()) }
+        Self { metrics, ready: Box::new(ready), routes: BTreeMap::new(), rendering: Arc::default() }
     }
 
     /// Adds a route. `POST` for what changes state.
@@ -122,9 +122,15 @@ impl Admin {
             },
             ("/metrics", &Method::GET | &Method::HEAD) => {
                 // One at a time, and not where others would have to wait for it.
-                let _turn = self.rendering.lock().await;
+                let turn = Arc::clone(&self.rendering).lock_owned().await;
                 let metrics = self.metrics.clone();
-                match tokio::task::spawn_blocking(move || metrics.render()).await {
+                let render = move || {
+                    let page = metrics.render();
+                    // Held to the end, though who asked may be gone.
+                    drop(turn);
+                    page
+                };
+                match tokio::task::spawn_blocking(render).await {
                     Ok(page) => text(StatusCode::OK, page),
                     Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be rendered\n"),
                 }

@@ -27,11 +27,6 @@ impl<T> ReadAhead<T> {
         &self.io
     }
 
-    /// As [`ReadAhead::get_ref`], to change it.
-    pub(crate) fn get_mut(&mut self) -> &mut T {
-        &mut self.io
-    }
-
     /// Reads from `io`, of which `read` was read already.
     pub(crate) fn resumed(io: T, read: Buffer) -> Self {
         Self { io, read }

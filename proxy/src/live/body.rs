@@ -168,6 +168,10 @@ impl Body {
     fn broke(&mut self, error: &BodyError, blame: Blame) {
         self.ended = true;
         let Some(ticket) = &mut self.ticket else { return };
+        if blame == Blame::Client {
+            // An answer of ours that nobody takes; why it was given has been said.
+            return ticket.spoilt(blame);
+        }
         let hop = if blame == Blame::Local { Hop::App } else { Hop::Mesh };
         let fault = match error {
             // The reviewer has said so.

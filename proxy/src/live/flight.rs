@@ -327,8 +327,7 @@ impl Ticket {
         let Connection { listener, share, .. } = &*self.connection;
         if listener.observed {
             self.trace = read();
-            // What our own app asks for has no bound.
-            let allowed = || share.as_ref().is_none_or(|share| listener.load.allows_span(share));
+            let allowed = || listener.load.allows_span(share.as_deref());
             let fits = || {
                 let (fields, bytes) = size();
                 spans::fits(&listener.limits, fields, bytes)

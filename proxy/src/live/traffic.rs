@@ -3,6 +3,7 @@
 //! It ends here and not in the tasks above, for a connection is split into tasks, and hyper's are not ours to hold.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -91,11 +93,19 @@ impl<T> Metered<T> {
 }
 
 impl Metered<TcpStream> {
-    /// Takes it over to the thread that calls: from now on the event queue there tells of it.
-    pub(crate) fn take_over(&mut self) -> io::Result<()> {
-        let other = std::net::TcpStream::from(self.io.as_fd().try_clone_to_owned()?);
-        self.io = TcpStream::from_std(other)?;
-        Ok(())
+    /// Takes it over to the thread that calls, so that the event queue there tells of it. False if the other end has
+    /// closed it, or has said something: the queue where it was may not have told yet.
+    pub(crate) fn take_over(&mut self) -> bool {
+        let quiet = SockRef::from(&self.io).peek(&mut [MaybeUninit::uninit()]);
+        if !quiet.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            return false;
+        }
+        let other = self.io.as_fd().try_clone_to_owned();
+        // Without a descriptor for that it is told of from where it was, which is dearer.
+        if let Ok(other) = other.and_then(|other| TcpStream::from_std(other.into())) {
+            self.io = other;
+        }
+        true
     }
 }
 
@@ -154,5 +164,49 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Metered<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+
+    /// A connection that `runtime` tells of, and its other end.
+    fn connection(runtime: &Runtime) -> (Metered<TcpStream>, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = runtime.block_on(TcpStream::connect(listener.local_addr().unwrap())).unwrap();
+        (Metered::new(near, Arc::default()), listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn one_that_was_taken_over_goes_on_where_it_is_now() {
+        let [there, here] = [(), ()].map(|()| Builder::new_current_thread().enable_all().build().unwrap());
+        let (mut near, mut far) = connection(&there);
+        here.block_on(async {
+            assert!(near.take_over());
+            there.shutdown_background();
+            far.write_all(b"x").unwrap();
+            assert_eq!(near.read_u8().await.unwrap(), b'x');
+            near.write_all(b"y").await.unwrap();
+        });
+        let mut byte = [0];
+        far.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"y");
+    }
+
+    #[test]
+    fn one_that_has_said_something_or_ended_is_not_taken_over_though_nobody_was_told_yet() {
+        let [there, here] = [(), ()].map(|()| Builder::new_current_thread().enable_all().build().unwrap());
+        let (mut near, mut far) = connection(&there);
+        far.write_all(b"x").unwrap();
+        assert!(!here.block_on(async { near.take_over() }));
+        let (mut near, far) = connection(&there);
+        drop(far);
+        assert!(!here.block_on(async { near.take_over() }));
     }
 }

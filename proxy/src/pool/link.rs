@@ -44,13 +44,12 @@ impl Link {
         Self { io, entry, proof, used: false, patience: keep_alive::LONGEST }
     }
 
-    /// Takes it over to the thread that calls; true if that could be done. Nothing is under way on it.
+    /// Takes one to the app over to the thread that calls. False if it can take no request.
     pub(super) fn take_over(&mut self) -> bool {
-        let tcp = match &mut self.io.wire {
-            Wire::App(io) => io,
-            Wire::Mesh(io) => io.get_mut().0.get_mut(),
-        };
-        tcp.take_over().is_ok()
+        match &mut self.io.wire {
+            Wire::App(io) => io.take_over(),
+            Wire::Mesh(_) => false,
+        }
     }
 
     /// Whether it waits quietly: it neither ended nor said anything, which nobody had asked for.

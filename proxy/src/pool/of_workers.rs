@@ -63,9 +63,4 @@ impl Family {
         let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         pools.iter().filter_map(Weak::upgrade).filter(|other| !std::ptr::eq(&raw const **other, pool)).collect()
     }
-
-    /// What one worker may have of `all`.
-    pub(super) fn share(&self, all: usize) -> usize {
-        (all / self.workers).max(1)
-    }
 }

@@ -72,7 +72,7 @@ impl Pool {
             }
             return left;
         }
-        while free.opening_links < free.waiting.len().min(self.family.share(OPENING)) {
+        while free.opening_links < free.waiting.len().min(OPENING) {
             free.opening_links += 1;
             let pool = Arc::clone(self);
             self.lifecycle.spawn(async move {
@@ -212,7 +212,7 @@ fn refused_by_peer(error: &(dyn std::error::Error + 'static)) -> Option<String> 
     }
 }
 
-/// How many links are opened at once for those who wait, on all workers.
+/// How many links are opened at once for those who wait.
 const OPENING: usize = 4;
 
 /// How many are opened, one after the other, where each is gone at once.
