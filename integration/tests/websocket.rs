@@ -154,7 +154,7 @@ impl Caller {
     }
 
     /// All up to the end of the server's half; an error if the stream is reset.
-    async fn to_end(&mut self) -> Result<Vec<u8>, u8> {
+    async fn rest(&mut self) -> Result<Vec<u8>, u8> {
         let mut read = Vec::new();
         loop {
             let frame = timeout(PATIENCE, self.peer.until(|frame| frame.stream == self.stream)).await;
@@ -209,7 +209,7 @@ async fn after_a_client_over_http2_has_ended_its_half_the_server_can_go_on() {
             server.write_all(&answer).await?;
             server.shutdown().await
         },
-        client.to_end()
+        client.rest()
     );
     sent.unwrap();
     assert!(arrived.as_ref() == Ok(&answer), "{:?} bytes arrived", arrived.map(|bytes| bytes.len()));
@@ -220,7 +220,7 @@ async fn after_the_server_has_ended_its_half_a_client_over_http2_can_go_on() {
     let (mut client, mut server) = connected().await;
     server.write_all(b"spoken right away").await.unwrap();
     server.shutdown().await.unwrap();
-    assert_eq!(client.to_end().await.as_deref(), Ok(&b"spoken right away"[..]));
+    assert_eq!(client.rest().await.as_deref(), Ok(&b"spoken right away"[..]));
     client.send(0, b"still ").await;
     client.send(END_STREAM, b"here").await;
     assert_eq!(to_end(&mut server).await, b"still here");
@@ -235,7 +235,7 @@ async fn over_http2_too_an_end_without_a_closing_frame_reaches_the_other_side_wi
     assert!(matches!(heard, Ok(0) | Err(_)), "{heard:?}");
     let (mut client, server) = connected().await;
     drop(server);
-    let heard = timeout(PROMPT, client.to_end()).await.expect("not within a second");
+    let heard = timeout(PROMPT, client.rest()).await.expect("not within a second");
     assert!(heard.as_deref().is_ok_and(<[u8]>::is_empty), "{heard:?}");
 }
 
