@@ -31,37 +31,34 @@ async fn bytes_that_haproxy_takes_pass_both_ways_and_each_half_ends_by_itself() 
 }
 
 async fn halves(front: SocketAddr, app: &TcpListener) {
-    // Whoever speaks first, and whoever ends first, the other is heard to the end.
-    for caller_first in [true, false] {
-        let (caller, server) = connect(front, app, caller_first).await;
-        let (mut first, mut second) = if caller_first { (caller, server) } else { (server, caller) };
-        let ((), arrived) = tokio::join!(send(&mut first, MANY), to_end(&mut second));
-        assert!(arrived == [HELLO, &bytes(MANY)].concat(), "{} bytes, caller first: {caller_first}", arrived.len());
-        let ((), arrived) = tokio::join!(send(&mut second, MANY + 1), to_end(&mut first));
-        assert!(arrived == bytes(MANY + 1), "{} bytes, caller first: {caller_first}", arrived.len());
-    }
+    // Whoever ends first, the other is heard to the end.
+    let (mut caller, mut server) = connect(front, app).await;
+    let ((), arrived) = tokio::join!(send(&mut caller, MANY), to_end(&mut server));
+    assert!(arrived == [HELLO, &bytes(MANY)].concat(), "{} bytes arrived, then the end", arrived.len());
+    let ((), arrived) = tokio::join!(send(&mut server, MANY + 1), to_end(&mut caller));
+    assert!(arrived == bytes(MANY + 1), "{} bytes came back after the caller's end", arrived.len());
+
+    let (mut caller, mut server) = connect(front, app).await;
+    let ((), arrived) = tokio::join!(send(&mut server, MANY), to_end(&mut caller));
+    assert!(arrived == bytes(MANY), "{} bytes came back, then the end", arrived.len());
+    let ((), arrived) = tokio::join!(send(&mut caller, MANY + 1), to_end(&mut server));
+    assert!(arrived == [HELLO, &bytes(MANY + 1)].concat(), "{} bytes arrived after the server's end", arrived.len());
+
     // Both at once.
-    let (caller, server) = connect(front, app, true).await;
+    let (caller, server) = connect(front, app).await;
     let (at_caller, at_server) = tokio::join!(exchange(caller, MANY), exchange(server, MANY + 1));
     assert!(at_caller == bytes(MANY + 1), "{} bytes came back", at_caller.len());
     assert!(at_server == [HELLO, &bytes(MANY)].concat(), "{} bytes arrived", at_server.len());
 }
 
-/// Both ends of a connection on which one end has said hello, as it is accepted by the app. The probe of a process that
-/// waited for HAProxy to listen may have come through too; it has ended.
-async fn connect(front: SocketAddr, app: &TcpListener, caller_first: bool) -> (TcpStream, TcpStream) {
+/// Both ends of a connection on which the caller has said hello, which is not read yet. The test has looked whether
+/// HAProxy listens: that connection may come through too, and says nothing.
+async fn connect(front: SocketAddr, app: &TcpListener) -> (TcpStream, TcpStream) {
     let mut caller = TcpStream::connect(front).await.unwrap();
-    if caller_first {
-        caller.write_all(HELLO).await.unwrap();
-    }
+    caller.write_all(HELLO).await.unwrap();
     loop {
-        let mut server = timeout(PATIENCE, app.accept()).await.expect("nothing reached the app").unwrap().0;
-        if caller_first {
-            if server.peek(&mut [0]).await.unwrap() > 0 {
-                return (caller, server);
-            }
-        } else {
-            server.write_all(HELLO).await.unwrap();
+        let server = timeout(PATIENCE, app.accept()).await.expect("nothing reached the app").unwrap().0;
+        if matches!(server.peek(&mut [0]).await, Ok(1)) {
             return (caller, server);
         }
     }
