@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{Mesh, Process, Sidecar, free_address, peers};
+use crate::{Mesh, Process, Service, Sidecar, free_address, peers};
 
 /// A mesh whose policy lets everything through.
 pub struct Through {
@@ -24,9 +24,17 @@ impl Through {
 
     /// As [`Through::start`], under the policy `rules`.
     pub async fn under(rules: &str, app: SocketAddr, protocol: &'static str) -> Self {
+        Self::begin(rules, Mesh::service("server", app, protocol)).await
+    }
+
+    /// As [`Through::start`], with an access log of the server's sidecar.
+    pub async fn logged(app: SocketAddr, protocol: &'static str) -> Self {
+        Self::begin(OPEN, Mesh::service("server", app, protocol).with("access_log: true\n")).await
+    }
+
+    async fn begin(rules: &str, server: Service) -> Self {
         let mesh = Mesh::start(&["client", "server"], rules).await;
-        let server = Mesh::service("server", app, protocol);
-        let mut client = Mesh::service("client", free_address(), protocol);
+        let mut client = Mesh::service("client", free_address(), server.protocol);
         let upstream = client.calls(&server);
         let (client, server) = (mesh.sidecar(client).await, mesh.sidecar(server).await);
         Self { mesh, client, server, upstream }

@@ -32,10 +32,11 @@ struct Echo {
 }
 
 impl Echo {
+    /// The log of the server's sidecar has the requests.
     async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (process, app) = serve("clients/echo_server.js", &[], &directory.path().join("log")).await;
-        Self { pair: Through::start(app, "http").await, _directory: directory, _app: process, app }
+        Self { pair: Through::logged(app, "http").await, _directory: directory, _app: process, app }
     }
 
     fn url(&self, path: &str) -> String {

@@ -6,6 +6,8 @@
 
 #[path = "strangers/app.rs"]
 mod app;
+#[path = "strangers/bytes.rs"]
+mod bytes;
 #[path = "strangers/calls.rs"]
 mod calls;
 #[path = "strangers/client.rs"]
@@ -18,6 +20,8 @@ mod haproxy;
 mod nginx;
 #[path = "strangers/server.rs"]
 mod server;
+#[path = "strangers/traffic.rs"]
+mod traffic;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -69,7 +73,7 @@ impl Peer {
         match self {
             Self::Nginx => nginx::server(place, speaks).await,
             Self::Haproxy => haproxy::server(place, speaks).await,
-            Self::Envoy => envoy::server(place, speaks, &id("client")).await,
+            Self::Envoy => envoy::server(place, speaks, Speaks::Http1, &id("client")).await,
         }
     }
 }
@@ -83,7 +87,16 @@ pub(crate) struct Ground {
 
 impl Ground {
     pub(crate) async fn start() -> Self {
-        let mut mesh = Mesh::stopped(&[], "1h", RULES);
+        Self::under(RULES).await
+    }
+
+    /// As [`Ground::start`], where the stranger may do everything.
+    pub(crate) async fn open() -> Self {
+        Self::under(OPEN).await
+    }
+
+    async fn under(rules: &str) -> Self {
+        let mut mesh = Mesh::stopped(&[], "1h", rules);
         // nginx verifies a server by its DNS name, and by nothing else.
         let workload = |name| {
             format!("  - {{ id: /ns/test/sa/{name}, attest: {{ join_token: {{}} }}, dns: [{name}.test.example] }}\n")
@@ -95,6 +108,14 @@ impl Ground {
         let svid = Svid::fetch(&agent.path("agent.sock"), &mesh.path("svid")).await;
         assert_eq!(svid.id, id("stranger"));
         Self { mesh, svid, _agent: agent }
+    }
+
+    /// A sidecar that calls the stranger at `to`, and where it listens for its app.
+    pub(crate) async fn caller(&self, to: SocketAddr, protocol: &'static str) -> (Sidecar, SocketAddr) {
+        let mut service = Mesh::service("client", free_address(), protocol);
+        let listen = free_address();
+        service.upstreams.push(("stranger".to_owned(), listen, to, "/ns/test/sa/stranger".to_owned(), protocol));
+        (self.mesh.sidecar(service).await, listen)
     }
 
     pub(crate) fn place(&self, to: SocketAddr) -> Place<'_> {
@@ -110,4 +131,10 @@ pub(crate) fn id(name: &str) -> String {
 const RULES: &str = "\
 rules:
   - { name: stranger, from: /ns/test/sa/stranger, to: /ns/test/sa/server, allow: { methods: [GET, POST], paths: [\"/open/**\"] } }
+";
+
+const OPEN: &str = "\
+rules:
+  - { name: requests, from: /ns/test/sa/stranger, to: /ns/test/sa/server, allow: {} }
+  - { name: bytes, from: /ns/test/sa/stranger, to: /ns/test/sa/server, allow: { tcp: true } }
 ";

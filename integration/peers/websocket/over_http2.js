@@ -6,20 +6,24 @@ const assert = require('node:assert/strict');
 const { randomBytes } = require('node:crypto');
 const http2 = require('node:http2');
 
-const TEXT = 1, CLOSE = 8;
+const CONTINUATION = 0, TEXT = 1, BINARY = 2, CLOSE = 8;
+const CLOSES = [[1000, ''], [1000, 'done'], [1001, 'going away'], [4000, 'of our own'], [4999, 'last, caf\u00e9']];
 const session = http2.connect(process.argv[2]);
 session.setTimeout(20_000, () => session.destroy(new Error('nothing came for 20 s')));
 
-// A frame of a client: whole, masked.
-function frame(opcode, payload) {
+// A frame of a client, masked; the last of its message, if it is not said that more come.
+function frame(opcode, payload, last = true) {
   const length = payload.length;
   const head = length < 126 ? [length | 0x80] : [127 | 0x80, 0, 0, 0, 0, ...[24, 16, 8, 0].map((n) => (length >> n) & 255)];
   const mask = randomBytes(4);
   const masked = Buffer.from(payload.map((byte, at) => byte ^ mask[at % 4]));
-  return Buffer.concat([Buffer.from([0x80 | opcode, ...head]), mask, masked]);
+  return Buffer.concat([Buffer.from([(last ? 0x80 : 0) | opcode, ...head]), mask, masked]);
 }
 
-// A socket: `next` gives the opcode and the payload of the next frame.
+// The payload of a closing frame.
+const closing = ([code, reason]) => Buffer.concat([Buffer.from([code >> 8, code & 255]), Buffer.from(reason)]);
+
+// A socket: `next` gives the next frame, as `{ last, opcode, payload }`.
 async function open(path) {
   const stream = session.request(
     { ':method': 'CONNECT', ':protocol': 'websocket', ':path': path, 'sec-websocket-version': 13, 'sec-websocket-protocol': 'test.v1' },
@@ -43,7 +47,7 @@ async function open(path) {
   const next = async () => {
     const [first, second] = await take(2);
     const length = second === 127 ? Number((await take(8)).readBigUInt64BE()) : second === 126 ? (await take(2)).readUInt16BE() : second;
-    return { opcode: first & 15, payload: await take(length) };
+    return { last: first >= 0x80, opcode: first & 15, payload: await take(length) };
   };
   return { head, stream, next };
 }
@@ -65,6 +69,52 @@ const cases = {
       assert.ok(opcode === TEXT && payload.equals(text));
     }
     stream.close();
+  },
+  async sixteen_megabytes() {
+    const { stream, next } = await open('/');
+    const message = randomBytes(16 << 20);
+    stream.write(frame(BINARY, message));
+    // The library sends a message of any length as one frame.
+    const { last, opcode, payload } = await next();
+    assert.ok(last && opcode === BINARY && payload.equals(message), `${payload.length} bytes`);
+    stream.close();
+  },
+  async fragments_up_and_down() {
+    const { stream, next } = await open('/');
+    const parts = ['first ', 'second ', 'third'];
+    stream.write(frame(TEXT, Buffer.from('parts')));
+    parts.forEach((part, at) => stream.write(frame(at === 0 ? TEXT : CONTINUATION, Buffer.from(part), at === 2)));
+    assert.deepEqual(JSON.parse((await next()).payload), parts);
+    stream.write(frame(TEXT, Buffer.from('fragments')));
+    const received = [];
+    for (let last = false; !last; ) {
+      const part = await next();
+      assert.equal(part.opcode, received.length === 0 ? TEXT : CONTINUATION);
+      received.push(String(part.payload));
+      last = part.last;
+    }
+    assert.deepEqual(received.filter((part) => part !== ''), ['one ', 'two ', 'three']);
+    stream.close();
+  },
+  async close_codes_from_the_client() {
+    for (const close of CLOSES) {
+      const { stream, next } = await open('/');
+      stream.write(frame(CLOSE, closing(close)));
+      const { opcode, payload } = await next();
+      assert.ok(opcode === CLOSE && payload.equals(closing(close)), `${close}: ${payload}`);
+      stream.end();
+      for await (const chunk of stream) assert.equal(chunk.length, 0);
+    }
+  },
+  async close_codes_from_the_server() {
+    for (const close of CLOSES) {
+      const { stream, next } = await open('/');
+      stream.write(frame(TEXT, Buffer.from(`close ${close.join(' ')}`)));
+      const { opcode, payload } = await next();
+      assert.ok(opcode === CLOSE && payload.equals(closing(close)), `${close}: ${payload}`);
+      stream.end(frame(CLOSE, payload));
+      for await (const chunk of stream) assert.equal(chunk.length, 0);
+    }
   },
   async it_is_closed_in_order() {
     const { stream, next } = await open('/');

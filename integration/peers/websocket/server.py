@@ -48,7 +48,8 @@ async def answer(connection, message):
 
 
 async def main():
-    options = {"max_size": MOST, "ping_interval": None, "subprotocols": ["test.v1"]}
+    # As many may come at once, over one connection before the app.
+    options = {"max_size": MOST, "ping_interval": None, "subprotocols": ["test.v1"], "backlog": 1024}
     async with serve(serve_one, "127.0.0.1", int(sys.argv[1]), **options) as server:
         await server.serve_forever()
 

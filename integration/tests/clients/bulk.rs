@@ -4,7 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 
 use aws_lc_rs::digest::{Context, SHA256};
-use countersign_integration::Process;
+use countersign_integration::plain::Connection;
+use countersign_integration::{Process, eventually};
 use serde_json::Value;
 
 use super::Echo;
@@ -12,6 +13,13 @@ use super::Echo;
 const MIB: u64 = 1 << 20;
 /// What a sidecar may take more while a body passes: a few buffers of each connection, and what the allocator keeps.
 const GROWTH: u64 = 16 * MIB;
+
+/// More than it takes for a crowd on each of four workers; others go over HTTP/2 between the sidecars then
+/// (docs/decisions/009).
+const CROWD: usize = 40;
+
+/// A request whose body does not come.
+const HELD: &[u8] = b"POST /digest/held HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n";
 
 #[tokio::test]
 async fn a_gigabyte_up_and_a_gigabyte_down_over_http1_in_bounded_memory() {
@@ -23,15 +31,53 @@ async fn an_eighth_of_a_gigabyte_up_and_down_over_http2_in_bounded_memory() {
     up_and_down("--http2-prior-knowledge", 128 * MIB).await;
 }
 
+/// The log of the server's sidecar says from which connection each request came: from one that others shared.
+#[tokio::test]
+async fn a_quarter_of_a_gigabyte_up_and_down_over_streams_between_the_sidecars_in_bounded_memory() {
+    let echo = Echo::start().await;
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        let mut caller = Connection::connect(echo.pair.upstream).await.unwrap();
+        caller.send(HELD).await.unwrap();
+        crowd.push(caller);
+    }
+    eventually("the crowd has reached the app", async || {
+        let open = echo.pair.server.metric("countersign_upstream_connections_open", &[]).await;
+        if open >= CROWD as f64 { Ok(()) } else { Err(open) }
+    })
+    .await;
+    in_bounded_memory(&echo, "--http1.1", 256 * MIB);
+    drop(crowd);
+    eventually("the log has the crowd, and what passed on connections that it shared", async || {
+        let log = echo.pair.server.process.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines: Vec<_> = lines.filter(|line| line["target"] == "countersign::access").collect();
+        let held: Vec<_> =
+            lines.iter().filter(|line| line["path"] == "/digest/held").map(|line| &line["remote"]).collect();
+        let bulk: Vec<_> =
+            lines.iter().filter(|line| line["path"] != "/digest/held").map(|line| &line["remote"]).collect();
+        let shared = |remote: &&&Value| held.iter().filter(|held| *held == *remote).count() > 1;
+        // Up and down, each small and large.
+        let over = (held.len(), bulk.len(), bulk.iter().filter(shared).count());
+        if over == (CROWD, 4, 4) { Ok(()) } else { Err(format!("{over:?}: {log}")) }
+    })
+    .await;
+}
+
 async fn up_and_down(version: &str, size: u64) {
     let echo = Echo::start().await;
+    in_bounded_memory(&echo, version, size);
+}
+
+/// Sends `size` bytes each way.
+fn in_bounded_memory(echo: &Echo, version: &str, size: u64) {
     // Once in small, so that what grows below is not what is made once.
-    up(&echo, version, MIB);
-    down(&echo, version, MIB);
+    up(echo, version, MIB);
+    down(echo, version, MIB);
     let sidecars = [&echo.pair.client, &echo.pair.server];
     let before = sidecars.map(|sidecar| peak(&sidecar.process));
-    up(&echo, version, size);
-    down(&echo, version, size);
+    up(echo, version, size);
+    down(echo, version, size);
     for (sidecar, before) in sidecars.into_iter().zip(before) {
         let grown = peak(&sidecar.process).saturating_sub(before);
         assert!(grown < GROWTH, "{} grew by {grown} bytes, {version}", sidecar.service.name);

@@ -13,11 +13,11 @@ pub(crate) async fn client(place: &Place<'_>, speaks: Speaks, other: &str) -> Pr
     peers::envoy(&place.directory, &bootstrap(listener, cluster), place.listen).await
 }
 
-/// It takes `other` for a client, and nobody else.
-pub(crate) async fn server(place: &Place<'_>, speaks: Speaks, other: &str) -> Process {
+/// It takes `other` for a client, and nobody else. What is behind it speaks `app`.
+pub(crate) async fn server(place: &Place<'_>, speaks: Speaks, app: Speaks, other: &str) -> Process {
     let context = json!({ "require_client_certificate": true, "common_tls_context": tls(place, speaks, other) });
     let listener = listener(place, speaks, Some(transport("DownstreamTlsContext", context)));
-    let cluster = cluster(place, Speaks::Http1, None);
+    let cluster = cluster(place, app, None);
     peers::envoy(&place.directory, &bootstrap(listener, cluster), place.listen).await
 }
 
@@ -36,6 +36,9 @@ fn listener(place: &Place<'_>, speaks: Speaks, transport_socket: Option<Value>) 
         "stat_prefix": "in",
         "codec_type": codec,
         "generate_request_id": false,
+        "http_protocol_options": { "enable_trailers": true },
+        "http2_protocol_options": { "allow_connect": true },
+        "upgrade_configs": [{ "upgrade_type": "websocket" }],
         "route_config": { "virtual_hosts": [{
             "name": "all", "domains": ["*"],
             "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": "out", "timeout": "0s" } }],
@@ -57,7 +60,11 @@ fn listener(place: &Place<'_>, speaks: Speaks, transport_socket: Option<Value>) 
 }
 
 fn cluster(place: &Place<'_>, speaks: Speaks, transport_socket: Option<Value>) -> Value {
-    let version = if speaks == Speaks::Http2 { "http2_protocol_options" } else { "http_protocol_options" };
+    let version = if speaks == Speaks::Http2 {
+        json!({ "http2_protocol_options": { "allow_connect": true } })
+    } else {
+        json!({ "http_protocol_options": { "enable_trailers": true } })
+    };
     let mut cluster = json!({
         "name": "out",
         "type": "STATIC",
@@ -67,7 +74,7 @@ fn cluster(place: &Place<'_>, speaks: Speaks, transport_socket: Option<Value>) -
         },
         "typed_extension_protocol_options": { "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
             "@type": format!("{TYPES}.upstreams.http.v3.HttpProtocolOptions"),
-            "explicit_http_config": { version: {} },
+            "explicit_http_config": version,
         } },
     });
     if let Some(transport_socket) = transport_socket {

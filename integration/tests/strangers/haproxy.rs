@@ -25,6 +25,25 @@ pub(crate) async fn server(place: &Place<'_>, speaks: Speaks) -> Process {
     peers::haproxy(&place.directory, &sections, *listen).await
 }
 
+/// As [`client`], for bytes of which it knows nothing.
+pub(crate) async fn client_of_bytes(place: &Place<'_>) -> Process {
+    let Place { listen, to, .. } = place;
+    let tls = tls(place, Speaks::Unsaid);
+    let sections = format!(
+        "listen in\n    mode tcp\n    bind {listen}\n    server out {to} {tls} sni str(server.test.example) \
+         verifyhost server.test.example"
+    );
+    peers::haproxy(&place.directory, &sections, *listen).await
+}
+
+/// As [`server`], for bytes of which it knows nothing.
+pub(crate) async fn server_of_bytes(place: &Place<'_>) -> Process {
+    let Place { listen, to, .. } = place;
+    let tls = tls(place, Speaks::Unsaid);
+    let sections = format!("listen in\n    mode tcp\n    bind {listen} {tls}\n    server out {to}");
+    peers::haproxy(&place.directory, &sections, *listen).await
+}
+
 fn tls(place: &Place<'_>, speaks: Speaks) -> String {
     let (both, bundle) = (place.svid.both(), place.svid.bundle());
     let alpn = match speaks {
