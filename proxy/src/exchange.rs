@@ -1,7 +1,6 @@
 //! One request and its response, as inbound and outbound share it: forward it to the next hop, and settle what became
 //! of it with the caller, the log and the metrics.
 
-use std::pin::pin;
 use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, HeaderMap};
@@ -61,12 +60,12 @@ pub(crate) async fn forward(
     let flight = Arc::clone(&ticket.flight);
     let request = Request::from_parts(parts, RequestBody::new(body, ticket.entered()));
     let upgrades = upgrade.is_some();
-    let sent = pin!(async {
+    let sent = async {
         match upgrades {
             true => Box::pin(send_alone(pool, request, &interim, &flight)).await,
             false => send(pool, request, &interim, &flight).await,
         }
-    });
+    };
     let answered = match ticket.unless_cut(sent).await {
         Ok(Ok(answered)) => answered,
         // A request that broke breaks the connection that it goes over, which is not the fault of the next hop.

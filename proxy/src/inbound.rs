@@ -33,7 +33,7 @@ use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
 use crate::load::{Place, Share};
 use crate::pool::{Pool, Pools, Target};
-use crate::serve::{Call, serve_http1, serve_http2};
+use crate::serve::{Answers, Call, serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
 use crate::spans::Spans;
 use crate::strangers::{self, Stranger};
@@ -119,16 +119,15 @@ impl Inbound {
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let caller = Arc::new(caller);
         let connection = &caller.entry.connection;
-        let answer = |call| Arc::clone(&caller).answer(call);
         match self.protocol {
             Protocol::Tcp => Box::pin(caller.carry(stream, destination)).await,
             Protocol::Http | Protocol::Grpc if http2 => {
                 let websockets = self.protocol == Protocol::Http;
-                Box::pin(serve_http2(connection, stream, &self.lifecycle, websockets, answer)).await;
+                Box::pin(serve_http2(connection, stream, &self.lifecycle, websockets, &caller)).await;
             }
             Protocol::Http => {
                 if let Some(left) = fast::serve(stream, connection, &*caller).await {
-                    Box::pin(serve_http1(connection, left, answer)).await;
+                    Box::pin(serve_http1(connection, left, &caller)).await;
                 }
             }
             Protocol::Grpc => {
@@ -275,8 +274,7 @@ impl Inbound {
     }
 }
 
-impl Caller {
-    /// Answers one request.
+impl Answers for Caller {
     async fn answer(self: Arc<Self>, call: Call) -> Response<Body> {
         let (mut ticket, as_grpc) = exchange::open(&self.entry.connection, &call);
         if let Err(fault) = self.admit(&call, &mut ticket) {
@@ -299,7 +297,9 @@ impl Caller {
             }
         }
     }
+}
 
+impl Caller {
     /// The guard, then the policy, then whether there is room.
     fn admit(&self, call: &Call, ticket: &mut Ticket) -> Result<(), Fault> {
         let Listener { limits, load, .. } = &*self.inbound.listener;

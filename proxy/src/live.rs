@@ -12,6 +12,7 @@ mod connection;
 mod flight;
 mod review;
 mod traffic;
+mod unless;
 
 pub(crate) use connection::{Connection, Connections, Entry, Kind, TlsFacts};
 pub(crate) use flight::{Cut, Flight, Target, Ticket};

@@ -23,7 +23,7 @@ use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
 use crate::pool::{Pool, Pools, Target};
-use crate::serve::{Call, serve_http1, serve_http2};
+use crate::serve::{Answers, Call, serve_http1, serve_http2};
 use crate::tunnel;
 
 /// One outbound listener.
@@ -92,12 +92,11 @@ impl Outbound {
                 let (outbound, to) = (Arc::clone(&self), Arc::clone(pools.of(seat.worker())));
                 let app = Arc::new(App { outbound, pool: to, entry });
                 let (connection, io) = (&app.entry.connection, Metered::new(tcp, traffic));
-                let answer = |call| Arc::clone(&app).answer(call);
                 if http2 {
                     let websockets = self.protocol == Protocol::Http;
-                    Box::pin(serve_http2(connection, io, &self.lifecycle, websockets, answer)).await;
+                    Box::pin(serve_http2(connection, io, &self.lifecycle, websockets, &app)).await;
                 } else if let Some(left) = fast::serve(io, connection, &*app).await {
-                    Box::pin(serve_http1(connection, left, answer)).await;
+                    Box::pin(serve_http1(connection, left, &app)).await;
                 }
             }
         }
@@ -121,8 +120,7 @@ impl Outbound {
     }
 }
 
-impl App {
-    /// Answers one request.
+impl Answers for App {
     async fn answer(self: Arc<Self>, call: Call) -> Response<Body> {
         let (ticket, as_grpc) = exchange::open(&self.entry.connection, &call);
         if let Err(refused) = call.check(&self.outbound.listener) {

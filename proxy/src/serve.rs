@@ -5,6 +5,6 @@ mod http1;
 mod http2;
 mod stream_io;
 
-pub(crate) use call::{Back, Call, Incoming, Interim, Switch};
+pub(crate) use call::{Answers, Back, Call, Incoming, Interim, Switch};
 pub(crate) use http1::serve_http1;
 pub(crate) use http2::serve_http2;

@@ -13,6 +13,7 @@ use futures::task::AtomicWaker;
 
 use super::flight::Flight;
 use super::traffic::Traffic;
+use super::unless::Unless;
 use crate::listener::Listener;
 use crate::load::Share;
 use crate::pool::Pool;
@@ -141,16 +142,8 @@ impl Connection {
     }
 
     /// Runs `work` until it ends or the connection is closed by order; then `None`.
-    pub(crate) async fn unless_closed<F: Future>(&self, work: F) -> Option<F::Output> {
-        let mut work = pin!(work);
-        poll_fn(|cx| {
-            self.waker.register(cx.waker());
-            if self.orders.load(Ordering::Acquire) & CLOSE != 0 {
-                return Poll::Ready(None);
-            }
-            work.as_mut().poll(cx).map(Some)
-        })
-        .await
+    pub(crate) fn unless_closed<F: Future>(&self, work: F) -> impl Future<Output = Option<F::Output>> {
+        Unless::new(work, |cx| self.poll_closed(cx).then_some(None), Some)
     }
 
     /// Whether it was closed by order; wakes the task when that changes.

@@ -3,17 +3,17 @@
 //! Invariant: a request is entered in its connection before it is decided about, so that a change of the policy either
 //! is seen by the decision or finds the request.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
 use http::{Method, StatusCode, Version};
 
 use super::connection::Connection;
+use super::unless::Unless;
 use crate::access;
 use crate::fault::{Blame, Facts, Fault, Hop};
 use crate::load::Place;
@@ -381,15 +381,9 @@ impl Ticket {
         self.blame.get_or_insert(blame);
     }
 
-    /// Runs `work` until it ends or the request is ended by order. What is large is to be pinned by who calls, or it is
-    /// there twice.
-    pub(crate) async fn unless_cut<F: Future>(&self, work: F) -> Result<F::Output, Cut> {
-        let mut work = pin!(work);
-        poll_fn(|cx| match self.flight.poll_response(cx) {
-            Some(cut) => Poll::Ready(Err(cut)),
-            None => work.as_mut().poll(cx).map(Ok),
-        })
-        .await
+    /// Runs `work` until it ends or the request is ended by order.
+    pub(crate) fn unless_cut<F: Future>(&self, work: F) -> impl Future<Output = Result<F::Output, Cut>> {
+        Unless::new(work, |cx| self.flight.poll_response(cx).map(Err), Ok)
     }
 }
 

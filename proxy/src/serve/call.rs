@@ -14,7 +14,7 @@ use http_body::{Body as _, Frame};
 
 use crate::guard::{self, Malformed, Refused};
 use crate::listener::Listener;
-use crate::live::body::BodyError;
+use crate::live::body::{Body, BodyError};
 use crate::tunnel::Tunnel;
 
 /// A request that somebody is to answer.
@@ -25,6 +25,12 @@ pub(crate) struct Call {
     pub(crate) body: Incoming,
     /// What can go back beside the response.
     pub(crate) back: Back,
+}
+
+/// Who answers the requests of a connection.
+pub(crate) trait Answers: Send + Sync + 'static {
+    /// Answers one.
+    fn answer(self: Arc<Self>, call: Call) -> impl Future<Output = Response<Body>> + Send + 'static;
 }
 
 /// A request body on its way in.

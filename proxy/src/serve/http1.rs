@@ -1,29 +1,26 @@
 //! HTTP/1 as the general path has it: hyper behind the guard's framing.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
-use http::{Request, Response};
+use http::Request;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::call::{Back, Call, Incoming, Interim, Switch, Upgraded};
+use super::call::{Answers, Back, Call, Incoming, Interim, Switch, Upgraded};
 use crate::fast::Left;
 use crate::guard::{Framed, HeadLimits};
 use crate::live::Connection;
-use crate::live::body::Body;
 
 /// Serves HTTP/1 on a connection until it ends, and then the upgrade that its last request led to.
-pub(crate) async fn serve_http1<T, S, F>(connection: &Arc<Connection>, left: Left<T>, answer: S)
+pub(crate) async fn serve_http1<T, A>(connection: &Arc<Connection>, left: Left<T>, caller: &Arc<A>)
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    S: Fn(Call) -> F,
-    F: Future<Output = Response<Body>> + Send,
+    A: Answers,
 {
     let limits = &connection.listener.limits;
     let head = HeadLimits { bytes: limits.header_bytes as usize, headers: limits.headers };
@@ -45,7 +42,7 @@ where
         });
         let (parts, body) = request.into_parts();
         let back = Back { interim: Interim::default(), switch };
-        answer(Call { parts, body: Incoming::Http1(body), back }).map(Ok::<_, Infallible>)
+        Arc::clone(caller).answer(Call { parts, body: Incoming::Http1(body), back }).map(Ok::<_, Infallible>)
     });
     let served = builder.serve_connection(TokioIo::new(framed), service).with_upgrades();
     if let Some(Err(error)) = connection.serve(served, |served| served.graceful_shutdown()).await {

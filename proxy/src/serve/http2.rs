@@ -18,7 +18,7 @@ use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::call::{Back, Call, Incoming, Interim, Switch, Upgraded};
+use super::call::{Answers, Back, Call, Incoming, Interim, Switch, Upgraded};
 use super::stream_io::StreamIo;
 use crate::buffer::{Gathered, Outlet, gathered};
 use crate::live::Connection;
@@ -27,16 +27,15 @@ use crate::pool::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::watched::Watched;
 
 /// Serves HTTP/2 on a connection until it ends. With `websockets`, callers may ask for them by extended CONNECT.
-pub(crate) async fn serve_http2<T, S, F>(
+pub(crate) async fn serve_http2<T, A>(
     connection: &Arc<Connection>,
     io: T,
     lifecycle: &Lifecycle,
     websockets: bool,
-    answer: S,
+    caller: &Arc<A>,
 ) where
     T: AsyncRead + AsyncWrite + Unpin,
-    S: Fn(Call) -> F + Unpin,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    A: Answers,
 {
     let limits = &connection.listener.limits;
     let mut builder = server::Builder::new();
@@ -55,7 +54,7 @@ pub(crate) async fn serve_http2<T, S, F>(
     let (io, outlet) = gathered(io);
     let io = Watched::accepted(io, &connection.listener);
     let state = State::Beginning(Box::pin(builder.handshake(io)), Box::pin(sleep(limits.head)));
-    let serving = Serving { state, finishing: false, outlet, connection, lifecycle, answer };
+    let serving = Serving { state, finishing: false, outlet, connection, lifecycle, caller };
     if let Some(Err(error)) = connection.serve(serving, |serving| serving.get_mut().finish()).await {
         // A connection that broke is its peer's affair; it is worth a line for who looks for it.
         tracing::debug!(listener = %connection.listener.name, remote = %connection.remote, %error, "a connection broke");
@@ -63,14 +62,14 @@ pub(crate) async fn serve_http2<T, S, F>(
 }
 
 /// A connection, whose frames go out together after each of its turns.
-struct Serving<'a, T, S> {
+struct Serving<'a, T, A> {
     state: State<T>,
     /// Whether it is to take no new request.
     finishing: bool,
     outlet: Outlet<T>,
     connection: &'a Arc<Connection>,
     lifecycle: &'a Lifecycle,
-    answer: S,
+    caller: &'a Arc<A>,
 }
 
 enum State<T> {
@@ -79,11 +78,10 @@ enum State<T> {
     Open(Box<server::Connection<Watched<Gathered<T>>, Bytes>>),
 }
 
-impl<T, S, F> Serving<'_, T, S>
+impl<T, A> Serving<'_, T, A>
 where
     T: AsyncRead + AsyncWrite + Unpin,
-    S: Fn(Call) -> F,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    A: Answers,
 {
     fn finish(&mut self) {
         self.finishing = true;
@@ -123,12 +121,14 @@ where
         let response = Arc::new(Mutex::new(response));
         let interim = Interim::over(&response);
         let is_head = parts.method == Method::HEAD;
+        let caller = Arc::clone(self.caller);
         let websocket = parts.extensions.remove::<Protocol>().is_some_and(|protocol| protocol.as_str() == WEBSOCKET);
         if !websocket {
             // Of another protocol it is a CONNECT, which is refused.
             let back = Back { interim, switch: None };
-            let answered = (self.answer)(Call { parts, body: Incoming::Http2(body, false), back });
+            let call = Call { parts, body: Incoming::Http2(body, false), back };
             drop(self.lifecycle.spawn(async move {
+                let answered = pin!(caller.answer(call));
                 let Some((head, body)) = awaited(answered, &response).await else { return };
                 let ends = is_head || body.is_end_stream();
                 if let Some(stream) = send_head(head, ends, &response).filter(|_| !ends) {
@@ -141,8 +141,9 @@ where
         parts.method = Method::GET;
         let upgraded = Upgraded::default();
         let back = Back { interim, switch: Some(Switch::new(true, upgraded.clone())) };
-        let answered = (self.answer)(Call { parts, body: Incoming::None, back });
+        let call = Call { parts, body: Incoming::None, back };
         drop(self.lifecycle.spawn(async move {
+            let answered = pin!(caller.answer(call));
             let Some((head, rest)) = awaited(answered, &response).await else { return };
             let tunnel = upgraded.take();
             let ends = tunnel.is_none() && rest.is_end_stream();
@@ -166,11 +167,10 @@ where
     }
 }
 
-impl<T, S, F> Future for Serving<'_, T, S>
+impl<T, A> Future for Serving<'_, T, A>
 where
     T: AsyncRead + AsyncWrite + Unpin,
-    S: Fn(Call) -> F + Unpin,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    A: Answers,
 {
     type Output = Result<(), h2::Error>;
 
@@ -184,10 +184,9 @@ where
 
 /// Waits for the answer. `None` if the caller has taken the request back, or has gone.
 async fn awaited(
-    answered: impl Future<Output = Response<Body>>,
+    mut answered: Pin<&mut impl Future<Output = Response<Body>>>,
     response: &Mutex<SendResponse<Bytes>>,
 ) -> Option<(Parts, Body)> {
-    let mut answered = pin!(answered);
     // In this order: nothing is sent for a request that was taken back.
     let answer = poll_fn(|cx| {
         // Let go of at once: the answer may have interim responses to send.
