@@ -75,6 +75,7 @@ pub(crate) fn log(line: &Line<'_>) {
         response_bytes = line.down,
         duration_s = line.took.as_secs_f64(),
         fault = line.blame.map_or("none", Blame::as_str),
+        reason = line.reason,
         decision = line.outcome.map_or("none", |outcome| outcome.verdict),
         rule = line.outcome.and_then(|outcome| outcome.rule.as_deref()).unwrap_or("none"),
         tls_version = tls.map_or("none", |tls| tls.version),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::config::{AcceptProxyProtocol, Config, PolicyFrom, Tracing};
+use crate::config::{AcceptProxyProtocol, Admission, Config, Of, PolicyFrom, Protocol, Tracing};
 use crate::decisions::Decisions;
 use crate::source::{EnforcedWatch, Waiting};
 
@@ -88,6 +88,19 @@ fn show_accepted(accepts: Option<&AcceptProxyProtocol>) -> Value {
     )
 }
 
+/// Under the keys of the file, which counts connections where nothing else is known.
+fn show_admission(admission: &Admission, protocol: Protocol) -> [Value; 2] {
+    let counted = if protocol == Protocol::Tcp { "connections" } else { "requests" };
+    let rates = admission.rates.iter().map(|rate| {
+        let each = (rate.of == Of::Identity).then_some("identity");
+        json!({ counted: rate.number, "per": rate.per.as_secs_f64(), "burst": rate.burst, "each": each })
+    });
+    let concurrency = admission.concurrency.map(|concurrency| {
+        json!({ counted: concurrency.at_once, "per_identity": concurrency.of_one, "queue": concurrency.queue, "wait": concurrency.wait.as_secs_f64() })
+    });
+    [rates.collect(), json!(concurrency)]
+}
+
 fn show_tracing(tracing: &Tracing) -> Value {
     json!({
         "endpoint": format!("http://{}", tracing.endpoint),
@@ -100,6 +113,7 @@ fn show_tracing(tracing: &Tracing) -> Value {
 fn show_config(config: &Config) -> Answer {
     let limits = &config.limits;
     let inbound = config.inbound.iter().map(|inbound| {
+        let [rates, concurrency] = show_admission(&inbound.admission, inbound.protocol);
         json!({
             "name": inbound.name,
             "listen": inbound.listen.to_string(),
@@ -108,9 +122,12 @@ fn show_config(config: &Config) -> Answer {
             "paths": inbound.paths.as_str(),
             "accept_proxy_protocol": show_accepted(inbound.accept_proxy_protocol.as_ref()),
             "send_proxy_protocol": inbound.send_proxy_protocol.then_some("v2"),
+            "rate_limits": rates,
+            "concurrency": concurrency,
         })
     });
     let outbound = config.outbound.iter().map(|outbound| {
+        let [rates, concurrency] = show_admission(&outbound.admission, outbound.protocol);
         json!({
             "name": outbound.name,
             "listen": outbound.listen.to_string(),
@@ -119,6 +136,8 @@ fn show_config(config: &Config) -> Answer {
             "protocol": outbound.protocol.as_str(),
             "paths": outbound.paths.as_str(),
             "accept_proxy_protocol": show_accepted(outbound.accept_proxy_protocol.as_ref()),
+            "rate_limits": rates,
+            "concurrency": concurrency,
         })
     });
     let policy = match &config.policy {

@@ -4,6 +4,7 @@
 //! Invariant: a [`Config`] can be served as it stands; whatever could be wrong with it was reported while it was read.
 
 mod address;
+mod admission;
 mod limits;
 mod listener;
 mod proxy_protocol;
@@ -17,6 +18,8 @@ use countersign_config::{Table, Value};
 use countersign_identity::TrustDomain;
 
 pub use address::{Address, AddressError};
+pub(crate) use admission::MOST_RATES;
+pub use admission::{Admission, Concurrency, Of, Rate};
 pub use limits::Limits;
 pub use listener::{Inbound, Outbound, Protocol};
 pub use proxy_protocol::AcceptProxyProtocol;

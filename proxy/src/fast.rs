@@ -22,23 +22,24 @@ use http::{HeaderValue, Response, Version};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
 
+use crate::admission::Waits;
 use crate::buffer::Buffer;
 use crate::exchange::{report, settle};
 use crate::fault::{Fault, Hop};
 use crate::guard::HeadLimits;
-use crate::http1::body;
+use crate::http1::body::{self, Step};
 use crate::http1::request::{self, Plain, Read};
 use crate::http1::response::Asked;
 use crate::live::body::Body as AnswerBody;
 use crate::live::{Connection, Cut, Ticket, Wire};
-use crate::pool::{Pool, Way};
+use crate::pool::Pool;
 use crate::trace::Trace;
 use exchange::{Caller, End, Exchange, Up};
 
 /// Where the requests of a connection go, and who says so.
 pub(crate) trait Route {
-    /// Lets a request pass; `false` leaves it to the general path.
-    fn admit(&self, ticket: &mut Ticket) -> bool;
+    /// Lets a request pass, perhaps once it was its turn, or refuses it; `None` leaves it to the general path.
+    fn admit(&self, ticket: &mut Ticket) -> Option<Result<Option<Box<Waits>>, Fault>>;
 
     /// What the next hop is told of the caller.
     fn client_cert(&self) -> Option<&HeaderValue>;
@@ -151,26 +152,36 @@ async fn answer<T: Wire>(
     route: &impl Route,
 ) -> Next {
     let Plain { len, method, target, body, is_head, close, as_grpc } = plain;
-    let body = body::Body::from(body);
+    let mut body = body::Body::from(body);
     let safe = method.is_safe();
     let mut ticket = Ticket::open(connection, method, target, body.has_ended());
-    if !route.admit(&mut ticket) {
+    let Some(admitted) = route.admit(&mut ticket) else {
         ticket.withdraw();
         return Next::Leave;
-    }
+    };
     let head = || caller.input.bytes().get(..len).unwrap_or_default();
     let size = || (memchr::memchr_iter(b'\n', head()).count().saturating_sub(2), len);
     ticket.observe(Version::HTTP_11, || Trace::in_head(head()), size);
     if let Some(span) = &ticket.span {
         span.announce_in(&mut out);
     }
+    caller.input.consume(len);
+    let missed = missed_turn(admitted, connection, &ticket, caller).await;
+    let close = close || connection.is_ending();
+    let tell = Tell { is_head, close, as_grpc };
+    if let Some(missed) = missed {
+        return match missed.fault(route, &ticket) {
+            Some(fault) => {
+                let uploaded = discard(caller, &mut body);
+                tell.of(caller, ticket, &fault, uploaded).await
+            }
+            None => Next::Gone,
+        };
+    }
     let pool = route.pool();
     let _turn = pool.enter();
-    let close = close || connection.is_ending();
     let limits = head_limits(connection);
     let mut asked = Asked { is_head, from_app: pool.hop() == Hop::App, close, limits };
-    let tell = Tell { is_head, close, as_grpc };
-    caller.input.consume(len);
     let mut way = match pool.take() {
         Some(way) => way,
         None => match awaited(pool.way(), connection, &ticket, caller, body.has_ended()).await {
@@ -252,22 +263,49 @@ impl Missed {
     }
 }
 
-/// Waits for something that a request can go over, as long as there is somebody who wants it.
-async fn awaited<T: Wire>(
-    way: impl Future<Output = Result<Way, Fault>>,
+/// Why a request does not go on; it waits for its turn if it has to.
+async fn missed_turn<T: Wire>(
+    admitted: Result<Option<Box<Waits>>, Fault>,
+    connection: &Connection,
+    ticket: &Ticket,
+    caller: &mut Caller<T>,
+) -> Option<Missed> {
+    match admitted {
+        Ok(None) => None,
+        // It may be long, so whoever has a body to send is looked at as well.
+        Ok(Some(waits)) => Box::pin(awaited(waits.turn(ticket), connection, ticket, caller, true)).await.err(),
+        Err(fault) => Some(Missed::Fault(fault)),
+    }
+}
+
+/// Takes the body of a request that goes nowhere off the connection, as far as it is there; whether that was all of it.
+fn discard<T: Wire>(caller: &mut Caller<T>, body: &mut body::Body) -> bool {
+    let mut trailers = Buffer::default();
+    while !body.has_ended() {
+        match body.step(caller.input.bytes(), &mut trailers) {
+            Ok(Step::Pass { len, .. } | Step::Wrap(len) | Step::Taken(len)) => caller.input.consume(len),
+            Ok(Step::More) | Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// Waits for something that a request needs, as long as there is somebody who wants it.
+async fn awaited<T: Wire, N>(
+    needed: impl Future<Output = Result<N, Fault>>,
     connection: &Connection,
     ticket: &Ticket,
     caller: &mut Caller<T>,
     uploaded: bool,
-) -> Result<Way, Missed> {
-    let way = pin!(way);
-    let mut way = pin!(connection.unless_closed(ticket.unless_cut(way)));
-    let got = poll_fn(|cx| match way.as_mut().poll(cx) {
+) -> Result<N, Missed> {
+    let needed = pin!(needed);
+    let mut needed = pin!(connection.unless_closed(ticket.unless_cut(needed)));
+    let got = poll_fn(|cx| match needed.as_mut().poll(cx) {
         Poll::Pending if uploaded => caller.poll_gone(cx).map(|_| None),
         polled => polled,
     });
     match got.await {
-        Some(Ok(Ok(way))) => Ok(way),
+        Some(Ok(Ok(got))) => Ok(got),
         Some(Ok(Err(fault))) => Err(Missed::Fault(fault)),
         Some(Err(cut)) => Err(Missed::Cut(cut)),
         None => Err(Missed::Gone),

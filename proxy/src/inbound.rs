@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::accept::Accepted;
+use crate::admission::{self, Waits};
 use crate::buffer::ReadAhead;
 use crate::config::{self, Address, Limits, Protocol};
 use crate::decisions::{Decisions, Denial};
@@ -31,7 +32,7 @@ use crate::introduced;
 use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
-use crate::load::{Place, Share};
+use crate::load::Place;
 use crate::pool::{Pool, Pools, Target};
 use crate::serve::{Answers, Call, serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
@@ -72,8 +73,7 @@ struct Caller {
     inbound: Arc<Inbound>,
     entry: Entry,
     peer: Peer,
-    /// What is under way of the peer, and the place of this connection in it.
-    share: Arc<Share>,
+    /// Its place among the connections of the peer.
     _place: Place,
     /// What the app is told of the peer.
     client_cert: Option<HeaderValue>,
@@ -213,12 +213,12 @@ impl Inbound {
         let kind = if self.protocol == Protocol::Tcp { Kind::Tcp } else { Kind::Http };
         let mut connection =
             Connection::new(Arc::clone(&self.listener), kind, Some(peer.clone()), remote, Some(tls), traffic);
-        connection.share = Some(Arc::clone(&share));
+        connection.share = Some(share);
         let entry = self.connections.enter(connection);
         self.still_trusted(&peer, &made.identity, remote)?;
         let client_cert = client_cert(&made.identity, &peer);
         let inbound = Arc::clone(self);
-        Some((Box::new(stream), Caller { inbound, entry, peer, share, _place: place, client_cert, seat }))
+        Some((Box::new(stream), Caller { inbound, entry, peer, _place: place, client_cert, seat }))
     }
 
     /// The trust may have changed during the handshake, when the reviewer did not know of this connection.
@@ -280,6 +280,9 @@ impl Answers for Caller {
         if let Err(fault) = self.admit(&call, &mut ticket) {
             return exchange::settle(ticket, &fault, as_grpc);
         }
+        if let Err(failed) = admission::admit(&ticket).await {
+            return self.failed(ticket, failed, as_grpc);
+        }
         let pool = fast::Route::pool(&*self);
         let prepare = |headers: &mut HeaderMap| {
             if let Some(client_cert) = &self.client_cert {
@@ -290,19 +293,14 @@ impl Answers for Caller {
         let forwarded = exchange::forward(call, ticket, pool, prepare, clean).await;
         match forwarded {
             Ok(response) => response,
-            Err((ticket, Failed::Fault(fault))) => exchange::settle(ticket, &fault, as_grpc),
-            Err((ticket, Failed::Cut(cut))) => {
-                let fault = cut.fault(Hop::App, || self.denied_since(&ticket));
-                exchange::settle(ticket, &fault, as_grpc)
-            }
+            Err((ticket, failed)) => self.failed(ticket, failed, as_grpc),
         }
     }
 }
 
 impl Caller {
-    /// The guard, then the policy, then whether there is room.
+    /// The guard, then the policy.
     fn admit(&self, call: &Call, ticket: &mut Ticket) -> Result<(), Fault> {
-        let Listener { limits, load, .. } = &*self.inbound.listener;
         call.check(&self.inbound.listener).map_err(Fault::Refused)?;
         // It was told to send no more, but over HTTP/2 what it sends is taken until it answers a PING (RFC 9113, 6.8).
         if self.entry.connection.is_ending() && UnixTime::now() > self.peer.not_after() {
@@ -310,10 +308,16 @@ impl Caller {
         }
         let action = Action::Http { method: call.parts.method.as_str(), path: call.parts.uri.path() };
         ticket.outcome = Some(self.inbound.authorize(&self.peer, action)?);
-        let of_peer = self.share.requests.enter(Limits::share(limits.requests)).ok_or(Fault::Full)?;
-        let of_all = load.requests.enter(limits.requests).ok_or(Fault::Full)?;
-        ticket.hold([of_peer, of_all]);
         Ok(())
+    }
+
+    /// Answers a request that went wrong.
+    fn failed(&self, ticket: Ticket, failed: Failed, as_grpc: bool) -> Response<Body> {
+        let fault = match failed {
+            Failed::Fault(fault) => fault,
+            Failed::Cut(cut) => cut.fault(Hop::App, || self.denied_since(&ticket)),
+        };
+        exchange::settle(ticket, &fault, as_grpc)
     }
 
     /// The fault of a request that was let pass, and that the policy denies now.
@@ -331,6 +335,7 @@ impl Caller {
         let connection = &self.entry.connection;
         let carried = async {
             self.inbound.authorize(&self.peer, Action::Tcp)?;
+            let _served = admission::admit_raw(connection).await?;
             let (mut app, ..) = dial_app(&self.inbound.app, &self.inbound.listener.limits).await?;
             if self.inbound.send_proxy_protocol {
                 // Without it the app would take for it what the peer sends.
@@ -358,18 +363,12 @@ impl Caller {
 }
 
 impl fast::Route for Caller {
-    fn admit(&self, ticket: &mut Ticket) -> bool {
-        let Listener { limits, load, .. } = &*self.inbound.listener;
-        let Some(enforced) = self.inbound.enforced() else { return false };
-        // Room first, for what passes the policy is counted.
-        let of_peer = self.share.requests.enter(Limits::share(limits.requests));
-        let of_all = load.requests.enter(limits.requests);
-        let (Some(of_peer), Some(of_all)) = (of_peer, of_all) else { return false };
+    fn admit(&self, ticket: &mut Ticket) -> Option<Result<Option<Box<Waits>>, Fault>> {
+        let enforced = self.inbound.enforced()?;
         let action = Action::Http { method: ticket.flight.method.as_str(), path: ticket.flight.path() };
-        let Some(outcome) = enforced.passes(self.peer.id(), action) else { return false };
-        ticket.outcome = Some(outcome);
-        ticket.hold([of_peer, of_all]);
-        true
+        // What passes is counted, and so it stays here from now on.
+        ticket.outcome = Some(enforced.passes(self.peer.id(), action)?);
+        Some(admission::enter(ticket))
     }
 
     fn client_cert(&self) -> Option<&HeaderValue> {

@@ -11,6 +11,7 @@
 mod accept;
 mod access;
 mod admin;
+mod admission;
 mod buffer;
 mod config;
 mod decisions;
@@ -44,7 +45,8 @@ mod watched;
 mod websocket;
 
 pub use config::{
-    AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol, Tracing,
+    AcceptProxyProtocol, Address, AddressError, Admission, Concurrency, Config, Inbound, Limits, Of, Outbound,
+    PolicyFrom, Protocol, Rate, Tracing,
 };
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;

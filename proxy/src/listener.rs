@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use countersign_identity::{IdentityWatch, SpiffeId};
 
-use crate::config::{AcceptProxyProtocol, Inbound, Limits, Outbound};
+use crate::config::{AcceptProxyProtocol, Admission, Inbound, Limits, Outbound};
 use crate::guard::Paths;
-use crate::load::Load;
+use crate::load::{Load, Rates};
 use crate::quota::Quota;
 use crate::spans::Spans;
 use crate::strangers::Strangers;
@@ -38,6 +38,10 @@ pub(crate) struct Listener {
     pub(crate) accept_proxy_protocol: Option<AcceptProxyProtocol>,
     /// Its limits.
     pub(crate) limits: Limits,
+    /// How often requests may come.
+    pub(crate) rates: Rates,
+    /// Whether requests take turns at the next hop.
+    pub(crate) in_turn: bool,
     /// What it may serve at once is counted here; a changed listener has the counts of the one before.
     pub(crate) load: Arc<Load>,
     /// Its connections that have not proved yet who they are.
@@ -81,12 +85,13 @@ impl Direction {
 impl Listener {
     pub(crate) fn inbound(config: &Inbound, common: Common) -> Arc<Self> {
         let accepts = config.accept_proxy_protocol.clone();
-        Self::new(&config.name, Direction::Inbound, None, config.paths, accepts, common)
+        Self::new(&config.name, Direction::Inbound, None, config.paths, accepts, &config.admission, common)
     }
 
     pub(crate) fn outbound(config: &Outbound, common: Common) -> Arc<Self> {
         let accepts = config.accept_proxy_protocol.clone();
-        Self::new(&config.name, Direction::Outbound, Some(config.identity.clone()), config.paths, accepts, common)
+        let expected = Some(config.identity.clone());
+        Self::new(&config.name, Direction::Outbound, expected, config.paths, accepts, &config.admission, common)
     }
 
     fn new(
@@ -95,6 +100,7 @@ impl Listener {
         expected: Option<SpiffeId>,
         paths: Paths,
         accept_proxy_protocol: Option<AcceptProxyProtocol>,
+        admission: &Admission,
         common: Common,
     ) -> Arc<Self> {
         let Common { identity, limits, load, access_log, spans } = common;
@@ -103,6 +109,8 @@ impl Listener {
         let metrics = ListenerMetrics::new(direction, &name, expected.as_ref());
         let [denials, handshakes, faults] = ["denials", "failed handshakes", "faults"].map(Quota::new);
         let finishing = AtomicBool::new(false);
+        // Those that the listener before has taken wait and are served by what holds now.
+        load.queue.limit(admission.concurrency);
         Arc::new(Self {
             name,
             direction,
@@ -111,6 +119,8 @@ impl Listener {
             paths,
             accept_proxy_protocol,
             limits,
+            rates: Rates::new(&admission.rates),
+            in_turn: admission.concurrency.is_some(),
             load,
             strangers,
             access_log,

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -27,8 +27,8 @@ pub(crate) struct Listeners {
     shared: Shared,
     waiting: Waiting,
     running: Vec<Running>,
-    /// By name; kept while a connection of the listener lives.
-    loads: HashMap<String, Weak<Load>>,
+    /// By name; kept while there is a listener of that name, or a connection of one.
+    loads: HashMap<String, Arc<Load>>,
 }
 
 /// What a listener is made from; it is made anew where any of it changes.
@@ -106,6 +106,8 @@ impl Listeners {
             let running = self.start(plan, socket);
             self.running.push(running);
         }
+        let loads = &mut self.loads;
+        loads.retain(|name, load| Arc::strong_count(load) > 1 || wanted.iter().any(|plan| plan.name() == name));
         Ok(())
     }
 
@@ -141,13 +143,7 @@ impl Listeners {
 
     /// What is under way on the listener of this name, if there was one before.
     fn load(&mut self, name: &str) -> Arc<Load> {
-        if let Some(load) = self.loads.get(name).and_then(Weak::upgrade) {
-            return load;
-        }
-        self.loads.retain(|_, load| load.strong_count() > 0);
-        let load = Arc::new(Load::default());
-        self.loads.insert(name.to_owned(), Arc::downgrade(&load));
-        load
+        Arc::clone(self.loads.entry(name.to_owned()).or_default())
     }
 
     fn start(&mut self, plan: Plan, socket: Arc<TcpListener>) -> Running {

@@ -5,6 +5,7 @@ mod requests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use countersign_identity::SpiffeId;
 use metrics::{Counter, Gauge, SharedString, Unit};
@@ -157,6 +158,19 @@ impl ListenerMetrics {
         .increment(1);
     }
 
+    /// How many requests wait for their turn.
+    pub(crate) fn queued(&self) -> Gauge {
+        metrics::gauge!("countersign_requests_queued", "direction" => self.direction,
+            "listener" => self.listener.clone())
+    }
+
+    /// Notes for how long a request waited for its turn, and what came of it.
+    pub(crate) fn has_queued(&self, result: &'static str, took: Duration) {
+        metrics::histogram!("countersign_request_queue_duration_seconds", "direction" => self.direction,
+            "listener" => self.listener.clone(), "result" => result)
+        .record(took);
+    }
+
     /// Counts a request that the guard refused.
     pub(crate) fn guarded(&self, reason: &'static str) {
         metrics::counter!("countersign_guard_refusals_total", "direction" => self.direction,
@@ -216,6 +230,12 @@ pub(crate) fn describe() {
         "countersign_http2_events_total",
         "Streams that were reset and connections that were ended (GOAWAY), by which end."
     );
+    describe_gauge!("countersign_requests_queued", "Requests that wait for their turn.");
+    describe_histogram!(
+        "countersign_request_queue_duration_seconds",
+        Unit::Seconds,
+        "How long requests waited for their turn, by what came of it."
+    );
     describe_gauge!("countersign_connections_open", "Accepted connections that are open.");
     describe_gauge!("countersign_upstream_connections_open", "Connections to the app or to other workloads.");
     describe_counter!("countersign_connections_ended_total", "Connections that the sidecar ended, by reason.");
@@ -247,7 +267,7 @@ const PEERS: usize = 100;
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use http::Method;
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use countersign_config::{Table, Value};
 use countersign_identity::{SpiffeId, TrustDomain};
 
-use super::{AcceptProxyProtocol, Address, Taken, proxy_protocol};
+use super::{AcceptProxyProtocol, Address, Admission, Taken, proxy_protocol};
 use crate::guard::Paths;
 
 /// What the app speaks. It is declared, never guessed from the bytes of a TLS connection.
@@ -36,6 +36,8 @@ pub struct Inbound {
     pub accept_proxy_protocol: Option<AcceptProxyProtocol>,
     /// Whether the app is sent a PROXY header.
     pub send_proxy_protocol: bool,
+    /// Which requests pass, and when.
+    pub admission: Admission,
 }
 
 /// Where the app reaches another workload.
@@ -55,6 +57,8 @@ pub struct Outbound {
     pub paths: Paths,
     /// From whom a PROXY header is taken.
     pub accept_proxy_protocol: Option<AcceptProxyProtocol>,
+    /// Which requests pass, and when.
+    pub admission: Admission,
 }
 
 impl Protocol {
@@ -95,6 +99,7 @@ impl Inbound {
         let paths = paths(&table, protocol);
         let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
         let send_proxy_protocol = proxy_protocol::sends(&table, protocol);
+        let admission = Admission::read(&table, protocol, true);
         allow_remote?;
         Some(Self {
             name: name?,
@@ -104,6 +109,7 @@ impl Inbound {
             paths: paths?,
             accept_proxy_protocol: accept_proxy_protocol?,
             send_proxy_protocol: send_proxy_protocol?,
+            admission: admission?,
         })
     }
 }
@@ -130,6 +136,7 @@ impl Outbound {
         let protocol = Protocol::read(&table);
         let paths = paths(&table, protocol);
         let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
+        let admission = Admission::read(&table, protocol, false);
         allow_remote?;
         Some(Self {
             name: name?,
@@ -139,6 +146,7 @@ impl Outbound {
             protocol: protocol?,
             paths: paths?,
             accept_proxy_protocol: accept_proxy_protocol?,
+            admission: admission?,
         })
     }
 }

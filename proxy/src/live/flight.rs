@@ -17,6 +17,7 @@ use super::unless::Unless;
 use crate::access;
 use crate::fault::{Blame, Facts, Fault, Hop};
 use crate::load::Place;
+use crate::load::queue::Served;
 use crate::source::Outcome;
 use crate::spans::{self, Span, Spans};
 use crate::telemetry::Ended;
@@ -66,6 +67,8 @@ pub(crate) struct Flight {
     uploaded: AtomicBool,
     /// The response has begun.
     answered: AtomicBool,
+    /// It waits for its turn: no time counts that is not its own.
+    waits: AtomicBool,
     /// It has taken its connection over: its bytes are counted there alone.
     upgraded: AtomicBool,
     /// Bytes of the request and the response body.
@@ -193,6 +196,15 @@ impl Flight {
         self.upgraded.store(true, Ordering::Release);
     }
 
+    /// Notes whether it waits for its turn.
+    pub(crate) fn waits(&self, waits: bool) {
+        self.waits.store(waits, Ordering::Release);
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waits.load(Ordering::Acquire)
+    }
+
     /// Whether the request body has ended.
     pub(crate) fn has_uploaded(&self) -> bool {
         self.uploaded.load(Ordering::Acquire)
@@ -201,6 +213,9 @@ impl Flight {
     /// A look at it, once a second: for how many looks it has waited for the response to begin, and for how many
     /// nothing has moved. The time for the first byte begins when the request was sent.
     pub(super) fn look(&self) -> (u32, u32) {
+        if self.is_waiting() {
+            return (0, 0);
+        }
         let unanswered = if self.has_uploaded() && !self.answered.load(Ordering::Acquire) {
             self.unanswered.fetch_add(1, Ordering::Relaxed)
         } else {
@@ -235,6 +250,8 @@ pub(crate) struct Entered {
     pub(crate) connection: Arc<Connection>,
     /// Its places among all requests, and among those of its peer.
     places: OnceLock<[Place; 2]>,
+    /// Its turn at the next hop, where turns are taken.
+    served: OnceLock<Served>,
 }
 
 impl Drop for Entered {
@@ -281,6 +298,7 @@ impl Ticket {
             request: AtomicWaker::new(),
             uploaded: AtomicBool::new(without_body),
             answered: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
@@ -297,7 +315,8 @@ impl Ticket {
         connection.add(Arc::clone(&flight));
         let connection = Arc::clone(connection);
         let (flight_of, connection_of) = (Arc::clone(&flight), Arc::clone(&connection));
-        let entered = Arc::new(Entered { flight: flight_of, connection: connection_of, places: OnceLock::new() });
+        let (places, served) = (OnceLock::new(), OnceLock::new());
+        let entered = Arc::new(Entered { flight: flight_of, connection: connection_of, places, served });
         Self {
             flight,
             connection,
@@ -351,6 +370,11 @@ impl Ticket {
     pub(crate) fn hold(&self, places: [Place; 2]) {
         // It is admitted once; a second time it would hold the first ones still.
         let _ = self.entered.places.set(places);
+    }
+
+    /// Has it hold its turn at the next hop, as [`Ticket::hold`].
+    pub(crate) fn serve(&self, served: Served) {
+        let _ = self.entered.served.set(served);
     }
 
     /// Notes that the response has begun, and whose fault it is if it is one of ours.

@@ -13,6 +13,8 @@ mod introductions;
 mod leavers;
 mod messages;
 mod next_hops;
+mod queues;
+mod rates;
 mod raw_tcp;
 mod readings;
 mod requests;
