@@ -15,6 +15,7 @@ mod buffer;
 mod config;
 mod decisions;
 mod dial;
+mod discovery;
 mod exchange;
 mod fast;
 mod fault;
@@ -40,11 +41,13 @@ mod strangers;
 mod telemetry;
 mod trace;
 mod tunnel;
+mod upstream;
 mod watched;
 mod websocket;
 
 pub use config::{
-    AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol, Tracing,
+    AcceptProxyProtocol, Address, AddressError, Balance, Config, Ejection, Inbound, Limits, Outbound, PolicyFrom,
+    Protocol, Retry, Tracing,
 };
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;
