@@ -92,6 +92,11 @@ impl Up {
         Self { head, body, repeatable, bodiless, kept }
     }
 
+    /// Whether all of it was sent on, where so much was written of what is to be, and so much is cleared and not written.
+    pub(super) fn has_gone(&self, written: usize, cleared: usize) -> bool {
+        self.body.has_ended() && cleared == 0 && written >= self.head.bytes().len()
+    }
+
     /// Whether it can be sent again from its beginning.
     pub(super) fn can_go_again(&self) -> bool {
         self.bodiless || self.kept.is_some()

@@ -63,6 +63,8 @@ struct Down {
     heard: bool,
     /// The response was written whole.
     done: bool,
+    /// It was not passed on, and has ended.
+    rejected_whole: bool,
 }
 
 /// Carries a request over `link`, which goes back to the pool if it can take another.
@@ -82,6 +84,7 @@ where
         unflushed: false,
         heard: false,
         done: false,
+        rejected_whole: false,
     };
     let mut over = OverLink { exchange, link, up, upward: Upward::default(), down };
     let end = poll_fn(|cx| over.poll(cx)).await.err().unwrap_or(End::Done);
@@ -93,7 +96,8 @@ where
         _ => None,
     };
     let OverLink { mut exchange, link, mut up, down, .. } = over;
-    if matches!(end, End::Done) && uploaded && down.input.is_empty() {
+    let answered = matches!(end, End::Done) || down.rejected_whole;
+    if answered && uploaded && down.input.is_empty() {
         exchange.turn.pool().give_back(link);
     }
     if again.is_some() {
@@ -110,8 +114,7 @@ impl<T: Wire> OverLink<'_, T> {
 
     /// Whether the whole request was sent on.
     fn has_uploaded(&self) -> bool {
-        let Self { up, upward, .. } = self;
-        up.body.has_ended() && upward.cleared == 0 && upward.written >= up.head.bytes().len()
+        self.up.has_gone(self.upward.written, self.upward.cleared)
     }
 
     /// Whether the request is to go again: its connection broke before the response began.
@@ -319,6 +322,8 @@ impl<T: Wire> OverLink<'_, T> {
         }
         if let Some(why) = exchange.answered(up, &head.verdict, &down.out) {
             down.out.clear();
+            link.patience = if up.has_gone(upward.written, upward.cleared) { head.patience } else { Duration::ZERO };
+            down.rejected_whole = head.body.skip(&mut down.input);
             return Err(End::Rejected(why));
         }
         // One to which the request was not written whole cannot take another.

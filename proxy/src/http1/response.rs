@@ -35,6 +35,22 @@ pub(crate) enum Body {
     Rest,
 }
 
+impl Body {
+    /// Takes a body that nobody wants off `input`, if all of it is there.
+    pub(crate) fn skip(self, input: &mut Buffer) -> bool {
+        let length = match self {
+            Self::None => 0,
+            Self::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
+            Self::Chunked | Self::Rest => return false,
+        };
+        let whole = length <= input.bytes().len();
+        if whole {
+            input.consume(length);
+        }
+        whole
+    }
+}
+
 /// What is known of a response before it comes, and what is to be said beside it.
 pub(crate) struct Asked {
     /// The request was HEAD, so that no body follows whatever the headers say.

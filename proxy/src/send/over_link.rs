@@ -121,6 +121,10 @@ pub(super) async fn send(
     if head.status != StatusCode::SWITCHING_PROTOCOLS {
         if let Some((body, why)) = asking.answered(&head.verdict, began.elapsed(), || spare.again()) {
             let again = Some((Request::from_parts(parts, body), why));
+            if talk.has_uploaded() && head.body.skip(&mut talk.input) && talk.input.is_empty() {
+                talk.link.patience = head.patience;
+                pool.give_back(talk.link);
+            }
             return Err(Unanswered { error: refused(head.status), unsent: false, again });
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
-use super::health::{Health, Reason};
+use super::health::{Ejected, Health, Reason};
 use super::latency::Latency;
 use super::verdict::Verdict;
 use crate::config::Ejection;
@@ -72,11 +72,6 @@ impl Endpoint {
         self.latency.at(now) * (self.in_flight() + 1) as f64
     }
 
-    /// What a request is expected to take, in seconds.
-    pub(super) fn latency(&self, now: Instant) -> f64 {
-        self.latency.at(now)
-    }
-
     /// Whether it takes requests, and has not asked to be left alone.
     pub(super) fn is_in(&self, now: Instant) -> bool {
         self.health.is_in() && !self.is_held(now)
@@ -95,8 +90,7 @@ impl Endpoint {
         }
         let now = Instant::now();
         if verdict.is_busy() {
-            // It is quick to say so, which must not attract more.
-            self.latency.note(took.max(BUSY), now);
+            // How quickly it says so is not noted: that must not attract more.
             let hold = verdict.retry_after.map_or(HOLD, |asked| asked.min(LONGEST_HOLD));
             let until = self.since_birth(now) + u64::try_from(hold.as_millis()).unwrap_or(0);
             self.held_until.fetch_max(until, Ordering::Relaxed);
@@ -154,8 +148,12 @@ impl Endpoint {
         // What answers badly is better than nothing: half of them stay, whatever they answer.
         let half = self.group.members.load(Ordering::Relaxed) / 2;
         let may_eject = self.group.metrics.out() < half;
-        if self.health.failed(&self.group.rule, now, may_eject).is_some() {
-            self.is_out(Reason::Failures, "it failed several times in a row");
+        match self.health.failed(&self.group.rule, now, may_eject) {
+            Some(Ejected::Now) => self.is_out(Reason::Failures, "it failed several times in a row"),
+            Some(Ejected::Still) => {
+                tracing::debug!(listener = %self.group.listener, endpoint = %self.name(), "fails still")
+            }
+            None => {}
         }
     }
 
@@ -188,10 +186,7 @@ impl Drop for Endpoint {
     }
 }
 
-/// What an endpoint is taken to need that answers that it has too much to do.
-const BUSY: Duration = Duration::from_secs(1);
-
-/// How long it is left alone then if it does not say for how long.
+/// How long an endpoint is left alone that has too much to do and does not say for how long.
 const HOLD: Duration = Duration::from_secs(1);
 
 /// How long it is left alone at most.

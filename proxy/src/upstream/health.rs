@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config::Ejection;
+use crate::config::Ejection as Rule;
 
 /// Why an endpoint was ejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,13 @@ pub(crate) enum Reason {
     Check,
 }
 
+/// Whether a failure has taken an endpoint out, or kept it there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ejected {
+    Now,
+    Still,
+}
+
 /// How one endpoint does.
 #[derive(Default)]
 pub(super) struct Health {
@@ -30,14 +37,14 @@ pub(super) struct Health {
     failures: AtomicU32,
     /// One of the constants below, so that who picks an endpoint takes no lock.
     standing: AtomicU8,
-    ejected: Mutex<Ejected>,
+    ejection: Mutex<Ejection>,
     /// Answers since the success rate was looked at last: good and bad ones.
     good: AtomicU32,
     bad: AtomicU32,
 }
 
 #[derive(Default)]
-struct Ejected {
+struct Ejection {
     reason: Option<Reason>,
     /// How often it was ejected without being in for long in between.
     times: u32,
@@ -77,7 +84,7 @@ impl Health {
         if self.standing.load(Ordering::Relaxed) == IN {
             return false;
         }
-        let mut ejected = self.ejected();
+        let mut ejected = self.ejection();
         let by_request = matches!(ejected.reason, Some(Reason::Failures | Reason::SuccessRate));
         if !by_request || ejected.until.is_none_or(|until| now < until) {
             return false;
@@ -98,22 +105,26 @@ impl Health {
         self.standing.load(Ordering::Relaxed) == PROBED && self.comes_back(now)
     }
 
-    /// Notes a failure. `Some` if it is ejected for it, unless `may_eject` says that too many are out; with how long.
-    pub(super) fn failed(&self, rule: &Ejection, now: Instant, may_eject: bool) -> Option<Duration> {
+    /// Notes a failure. `Some` if it is out for it; it is not ejected if `may_eject` says that too many are out.
+    pub(super) fn failed(&self, rule: &Rule, now: Instant, may_eject: bool) -> Option<Ejected> {
         self.bad.fetch_add(1, Ordering::Relaxed);
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         match self.standing.load(Ordering::Relaxed) {
-            PROBED => Some(self.eject(Reason::Failures, rule, now)),
+            PROBED => {
+                self.eject(Reason::Failures, rule, now);
+                Some(Ejected::Still)
+            }
             IN if may_eject && rule.failures.is_some_and(|most| failures >= most) => {
-                Some(self.eject(Reason::Failures, rule, now))
+                self.eject(Reason::Failures, rule, now);
+                Some(Ejected::Now)
             }
             _ => None,
         }
     }
 
     /// Takes it out; returns for how long. The time is doubled each time that it was not in for long before.
-    pub(super) fn eject(&self, reason: Reason, rule: &Ejection, now: Instant) -> Duration {
-        let mut ejected = self.ejected();
+    pub(super) fn eject(&self, reason: Reason, rule: &Rule, now: Instant) -> Duration {
+        let mut ejected = self.ejection();
         let was_in_for_long = ejected.back.is_none_or(|back| now.saturating_duration_since(back) > rule.longest);
         if self.is_in() && was_in_for_long {
             ejected.times = 0;
@@ -129,7 +140,7 @@ impl Health {
 
     /// Takes it in again. False if it was in.
     pub(super) fn comes_back(&self, now: Instant) -> bool {
-        let mut ejected = self.ejected();
+        let mut ejected = self.ejection();
         if ejected.reason.take().is_none() {
             return false;
         }
@@ -141,7 +152,7 @@ impl Health {
 
     /// Why it is out, if it is.
     pub(super) fn reason(&self) -> Option<Reason> {
-        self.ejected().reason
+        self.ejection().reason
     }
 
     /// Answers since this was asked last: good ones and bad ones.
@@ -149,8 +160,8 @@ impl Health {
         (self.good.swap(0, Ordering::Relaxed), self.bad.swap(0, Ordering::Relaxed))
     }
 
-    fn ejected(&self) -> MutexGuard<'_, Ejected> {
-        self.ejected.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ejection(&self) -> MutexGuard<'_, Ejection> {
+        self.ejection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -180,12 +191,8 @@ const ENOUGH: u64 = 20;
 mod tests {
     use super::*;
 
-    const RULE: Ejection = Ejection {
-        failures: Some(3),
-        behind: Some(30),
-        backoff: Duration::from_secs(1),
-        longest: Duration::from_secs(4),
-    };
+    const RULE: Rule =
+        Rule { failures: Some(3), behind: Some(30), backoff: Duration::from_secs(1), longest: Duration::from_secs(4) };
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
@@ -199,7 +206,7 @@ mod tests {
             assert!(health.failed(&RULE, now, true).is_none());
         }
         assert!(health.failed(&RULE, now, false).is_none(), "too many are out already");
-        assert_eq!(health.failed(&RULE, now, true), Some(SECOND));
+        assert_eq!(health.failed(&RULE, now, true), Some(Ejected::Now));
         assert!(!health.is_in());
         assert!(!health.succeeded(now) && !health.is_in(), "it was sent before");
     }
@@ -213,7 +220,7 @@ mod tests {
             now += seconds * SECOND;
             assert!(health.may_be_probed(now));
             assert!(!health.may_be_probed(now), "one is enough");
-            health.failed(&RULE, now, true).unwrap();
+            assert_eq!(health.failed(&RULE, now, true), Some(Ejected::Still));
         }
         now += 4 * SECOND;
         assert!(health.may_be_probed(now));
