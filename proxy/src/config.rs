@@ -22,7 +22,7 @@ pub use limits::Limits;
 pub use listener::{Inbound, Outbound, Protocol};
 pub use proxy_protocol::AcceptProxyProtocol;
 pub use tracing::Tracing;
-pub use upstream::{Balance, Ejection, Retry};
+pub use upstream::{Ask, Balance, Check, Ejection, Retry};
 
 /// The data path of one sidecar.
 #[derive(Debug, Clone, PartialEq)]

@@ -46,8 +46,8 @@ mod watched;
 mod websocket;
 
 pub use config::{
-    AcceptProxyProtocol, Address, AddressError, Balance, Config, Ejection, Inbound, Limits, Outbound, PolicyFrom,
-    Protocol, Retry, Tracing,
+    AcceptProxyProtocol, Address, AddressError, Ask, Balance, Check, Config, Ejection, Inbound, Limits, Outbound,
+    PolicyFrom, Protocol, Retry, Tracing,
 };
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;

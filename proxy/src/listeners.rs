@@ -44,7 +44,7 @@ struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Entry {
     Inbound(config::Inbound),
-    Outbound(config::Outbound),
+    Outbound(Box<config::Outbound>),
 }
 
 struct Running {
@@ -58,7 +58,7 @@ struct Running {
 impl Plan {
     fn of(config: &Config) -> Vec<Self> {
         let inbound = config.inbound.iter().cloned().map(Entry::Inbound);
-        let outbound = config.outbound.iter().cloned().map(Entry::Outbound);
+        let outbound = config.outbound.iter().cloned().map(Box::new).map(Entry::Outbound);
         let plan = |listener| Self { listener, limits: config.limits, access_log: config.access_log };
         inbound.chain(outbound).map(plan).collect()
     }

@@ -106,6 +106,11 @@ impl UpstreamMetrics {
         self.count("countersign_endpoint_refusals_total", "reason", "busy");
     }
 
+    /// Counts a health check.
+    pub(crate) fn checked(&self, good: bool) {
+        self.count("countersign_endpoint_checks_total", "result", if good { "ok" } else { "failed" });
+    }
+
     /// Counts a request that goes again because its connection had died before.
     pub(crate) fn replayed(&self) {
         self.count("countersign_requests_retried_total", "reason", "stale");
@@ -310,6 +315,7 @@ pub(crate) fn describe() {
     describe_gauge!("countersign_endpoints_out", "Endpoints that take no requests for now.");
     describe_counter!("countersign_endpoint_ejections_total", "Endpoints that were taken out for a while, by reason.");
     describe_counter!("countersign_endpoint_refusals_total", "Answers by which endpoints asked to be left alone.");
+    describe_counter!("countersign_endpoint_checks_total", "Active health checks of endpoints, by result.");
     describe_counter!("countersign_requests_retried_total", "Requests that were sent once more, by reason.");
     describe_counter!("countersign_retries_over_budget_total", "Requests not sent once more, as too many were.");
     describe_counter!("countersign_bytes_total", Unit::Bytes, "Bytes received and sent on connections.");

@@ -8,14 +8,15 @@
 
 mod attempts;
 mod balance;
+mod check;
 mod endpoint;
 mod follow;
 mod health;
 mod latency;
 mod verdict;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use countersign_runtime::Lifecycle;
@@ -32,7 +33,7 @@ use crate::discovery::Found;
 use crate::fault::{Fault, Hop};
 use crate::listener::Listener;
 use crate::live::{Connections, Entry};
-use crate::pool::{Pool, Pools, Target, Turn, Way};
+use crate::pool::{Pool, Pools, Target, Turn, Way, keep_alive};
 use crate::telemetry::UpstreamMetrics;
 pub(crate) use attempts::{Attempts, Why};
 pub(crate) use endpoint::Endpoint;
@@ -52,6 +53,8 @@ pub(crate) struct Upstream {
     next: AtomicUsize,
     members: watch::Sender<Members>,
     parts: Parts,
+    /// When it was said last that connections are closed that wait.
+    said_stale: Mutex<Option<Instant>>,
 }
 
 /// The endpoints now.
@@ -141,6 +144,10 @@ impl Upstream {
         let rules = Rules { balance: config.balance, ejection: config.ejection, retry: config.retry.clone() };
         let upstream = Arc::new(Self::new(listener, Hop::Mesh, address, rules, parts));
         upstream.follow(found);
+        if let Some(check) = &config.check {
+            upstream.start_checks(check.clone());
+        }
+        upstream.parts.connections.knows(&upstream);
         upstream
     }
 
@@ -155,7 +162,8 @@ impl Upstream {
         });
         let budget = TpsBudget::new(BUDGET, FREE_RETRIES, retry.budget_percent as f32 / 100.0);
         let (next, members) = (AtomicUsize::new(0), watch::Sender::default());
-        Self { listener, hop, address, balance, retry, budget, group, next, members, parts }
+        let said_stale = Mutex::default();
+        Self { listener, hop, address, balance, retry, budget, group, next, members, parts, said_stale }
     }
 
     /// Who is blamed if the next hop fails.
@@ -341,13 +349,17 @@ impl Upstream {
 
     /// Whether a request may go again whose attempt at `endpoint` has failed. Where it may, that is taken from the budget.
     pub(crate) fn allows(&self, attempts: &mut Attempts, endpoint: &Arc<Endpoint>, why: Why) -> bool {
-        attempts.failed_at(endpoint);
         if why == Why::Stale {
-            return attempts.replay() && {
+            let replays = attempts.replay();
+            if replays {
                 self.group.metrics.replayed();
-                true
-            };
+                if self.hop == Hop::App {
+                    self.say_stale(endpoint);
+                }
+            }
+            return replays;
         }
+        attempts.failed_at(endpoint);
         // There is nothing to be won at an endpoint that has just said so.
         let elsewhere = self.has_other(attempts);
         let worth_it = elsewhere || why == Why::Broke;
@@ -362,10 +374,55 @@ impl Upstream {
         within
     }
 
+    /// Says, once a minute, what closes connections that wait, and which setting of it is shorter than ours.
+    fn say_stale(&self, endpoint: &Endpoint) {
+        let now = Instant::now();
+        let mut said = self.said_stale.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_some_and(|said| now.saturating_duration_since(said) < SAID) {
+            return;
+        }
+        *said = Some(now);
+        tracing::info!(
+            listener = %self.listener.name, endpoint = %endpoint.name(),
+            "closed a connection that waited for its next request; the request that met it was sent again, but one that may \
+             not be done twice might fail. Let it keep idle connections for longer than the {} s that we do (nginx: \
+             keepalive_timeout, Node: server.keepAliveTimeout, uvicorn: --timeout-keep-alive), or have it send Keep-Alive: timeout=N",
+            keep_alive::LONGEST.as_secs()
+        );
+    }
+
     /// Whether there is an endpoint that takes requests and was not tried.
     fn has_other(&self, attempts: &Attempts) -> bool {
         let now = Instant::now();
         self.members.borrow().all.iter().any(|m| !attempts.has_tried(&m.endpoint) && m.endpoint.is_in(now))
+    }
+
+    /// What is known of each endpoint, for who looks after the process.
+    pub(crate) fn show(&self) -> serde_json::Value {
+        let now = Instant::now();
+        let members = self.members.borrow();
+        let endpoints = members.all.iter().map(|member| {
+            let endpoint = &member.endpoint;
+            let standing = match endpoint.health.reason() {
+                Some(reason) => format!("out: {}", reason.as_str()),
+                None if endpoint.is_held(now) => "held".to_owned(),
+                None => "in".to_owned(),
+            };
+            serde_json::json!({
+                "address": endpoint.name(),
+                "standing": standing,
+                "under_way": endpoint.in_flight(),
+                "latency": endpoint.latency(now),
+                "weight": member.weight,
+                "priority": member.priority,
+            })
+        });
+        serde_json::json!({
+            "listener": &*self.listener.name,
+            "to": self.address,
+            "problem": members.problem,
+            "endpoints": endpoints.collect::<serde_json::Value>(),
+        })
     }
 
     fn member(&self, endpoint: Arc<Endpoint>, target: Target, weight: u16, priority: u16) -> Arc<Member> {
@@ -409,6 +466,9 @@ impl Faults {
         Fault::Unreachable { hop, to: to.to_owned(), reason }
     }
 }
+
+/// How seldom it is said that connections are closed that wait.
+const SAID: Duration = Duration::from_secs(60);
 
 /// How long an endpoint may take to be reached before another is tried beside it (RFC 8305, section 5).
 const RACE: Duration = Duration::from_millis(250);

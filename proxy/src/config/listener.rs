@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use countersign_config::{Table, Value};
 use countersign_identity::{SpiffeId, TrustDomain};
 
-use super::{AcceptProxyProtocol, Address, Balance, Ejection, Retry, Taken, proxy_protocol, upstream};
+use super::{AcceptProxyProtocol, Address, Balance, Check, Ejection, Retry, Taken, proxy_protocol, upstream};
 use crate::guard::Paths;
 
 /// What the app speaks. It is declared, never guessed from the bytes of a TLS connection.
@@ -59,6 +59,8 @@ pub struct Outbound {
     pub balance: Balance,
     /// When an endpoint takes none for a while.
     pub ejection: Ejection,
+    /// How endpoints are asked how they do, if they are.
+    pub check: Option<Check>,
     /// Which requests are sent again.
     pub retry: Retry,
 }
@@ -138,6 +140,7 @@ impl Outbound {
         let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
         let balance = upstream::balance(&table, protocol);
         let ejection = upstream::ejection(&table);
+        let check = upstream::check(&table, protocol);
         let retry = upstream::retry(&table, protocol);
         allow_remote?;
         Some(Self {
@@ -150,6 +153,7 @@ impl Outbound {
             accept_proxy_protocol: accept_proxy_protocol?,
             balance: balance?,
             ejection: ejection?,
+            check: check?,
             retry: retry?,
         })
     }

@@ -21,6 +21,18 @@ pub enum Balance {
     LeastConnections,
 }
 
+impl Balance {
+    /// The word that the file has for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PeakEwma => "peak_ewma",
+            Self::LeastRequest => "least_request",
+            Self::RoundRobin => "round_robin",
+            Self::LeastConnections => "least_connections",
+        }
+    }
+}
+
 /// When an endpoint takes no requests for a while, because of how it answered those before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ejection {
@@ -47,6 +59,32 @@ pub struct Retry {
     pub body_bytes: usize,
     /// How many retries there may be for a hundred requests, beside ten a second.
     pub budget_percent: u32,
+}
+
+/// How endpoints are asked how they do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What they are asked.
+    pub ask: Ask,
+    /// How often.
+    pub interval: Duration,
+    /// How long the answer may take.
+    pub timeout: Duration,
+    /// After how many bad answers in a row an endpoint takes no requests.
+    pub unhealthy: u32,
+    /// After how many good ones it takes some again.
+    pub healthy: u32,
+}
+
+/// What an endpoint is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// To GET this path, which must succeed (2xx).
+    Http(String),
+    /// Whether this service is served, by the gRPC Health Checking Protocol; empty for all of it.
+    Grpc(String),
+    /// Nothing: a connection must come about.
+    Connect,
 }
 
 impl Default for Ejection {
@@ -117,6 +155,54 @@ pub(super) fn ejection(table: &Table<'_>) -> Option<Ejection> {
         }
     });
     Some(Ejection { failures: failures?, behind: behind?, backoff: backoff?, longest: longest? })
+}
+
+pub(super) fn check(table: &Table<'_>, protocol: Option<Protocol>) -> Option<Option<Check>> {
+    let Some(value) = table.optional("check") else { return Some(None) };
+    let table = value.table()?;
+    let (kind, asked) = table.exactly_one(&["http", "grpc", "connect"])?;
+    let ask = match kind {
+        "http" => path(&asked).map(Ask::Http),
+        "grpc" => {
+            asked.string().map(|service| Ask::Grpc(if service == "all" { String::new() } else { service.to_owned() }))
+        }
+        _ => asked.boolean().and_then(|connect| {
+            if connect { Some(Ask::Connect) } else { asked.problem("is true, or not written at all") }
+        }),
+    };
+    let ask = ask.and_then(|ask| match (protocol, &ask) {
+        (Some(Protocol::Tcp), Ask::Http(_) | Ask::Grpc(_)) => {
+            asked.problem("of tcp nothing is known; write connect: true")
+        }
+        (Some(Protocol::Http), Ask::Grpc(_)) => asked.problem("is for protocol: grpc; write http: /path"),
+        (Some(Protocol::Grpc), Ask::Http(_)) => asked.problem("is for protocol: http; write grpc: all, or a service"),
+        _ => Some(ask),
+    });
+    let second = Duration::from_secs(1);
+    let time = |key, normal: Duration| {
+        let range = second / 10..=Duration::from_secs(3600);
+        table.optional(key).map_or(Some(normal), |value: Value<'_>| value.duration(range))
+    };
+    let (interval, timeout) = (time("interval", 10 * second), time("timeout", 2 * second));
+    let number = |key, normal: u64| table.optional(key).map_or(Some(normal), |value: Value<'_>| value.integer(1..=100));
+    let (unhealthy, healthy) = (number("unhealthy", 3), number("healthy", 1));
+    Some(Some(Check {
+        ask: ask?,
+        interval: interval?,
+        timeout: timeout?,
+        unhealthy: u32::try_from(unhealthy?).ok()?,
+        healthy: u32::try_from(healthy?).ok()?,
+    }))
+}
+
+/// A path that can be asked for as it stands.
+fn path(value: &Value<'_>) -> Option<String> {
+    let text = value.string()?;
+    let sound = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'#' | b'\\');
+    if text.starts_with('/') && !text.starts_with("//") && text.bytes().all(sound) {
+        return Some(text.to_owned());
+    }
+    value.problem(format!("{text:?} is no path like /health"))
 }
 
 /// A number, or the word `off` for `None`.

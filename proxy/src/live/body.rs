@@ -54,7 +54,7 @@ impl Spare {
     pub(crate) fn again(&self) -> Option<RequestBody> {
         let source = match &self.source {
             None => Kept::none(),
-            Some(again) => again.from_the_beginning()?,
+            Some(again) => again.begin()?,
         };
         Some(RequestBody { source, entered: Arc::clone(&self.entered) })
     }

@@ -91,7 +91,7 @@ impl Kept {
 
 impl Again {
     /// Reads the body from its beginning. `None` if not all of it was kept.
-    pub(super) fn from_the_beginning(&self) -> Option<Kept> {
+    pub(super) fn begin(&self) -> Option<Kept> {
         let mut source = lock(&self.0);
         source.pieces.as_ref()?;
         source.attempt += 1;

@@ -118,15 +118,15 @@ pub(super) async fn send(
             return Err(Unanswered { error, unsent: !talk.sent, again });
         }
     };
-    if head.status != StatusCode::SWITCHING_PROTOCOLS {
-        if let Some((body, why)) = asking.answered(&head.verdict, began.elapsed(), || spare.again()) {
-            let again = Some((Request::from_parts(parts, body), why));
-            if talk.has_uploaded() && head.body.skip(&mut talk.input) && talk.input.is_empty() {
-                talk.link.patience = head.patience;
-                pool.give_back(talk.link);
-            }
-            return Err(Unanswered { error: refused(head.status), unsent: false, again });
+    if head.status != StatusCode::SWITCHING_PROTOCOLS
+        && let Some((body, why)) = asking.answered(&head.verdict, began.elapsed(), || spare.again())
+    {
+        let again = Some((Request::from_parts(parts, body), why));
+        if talk.has_uploaded() && head.body.skip(&mut talk.input) && talk.input.is_empty() {
+            talk.link.patience = head.patience;
+            pool.give_back(talk.link);
         }
+        return Err(Unanswered { error: refused(head.status), unsent: false, again });
     }
     let mut response = Response::new(());
     *response.status_mut() = head.status;

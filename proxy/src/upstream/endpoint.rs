@@ -72,6 +72,11 @@ impl Endpoint {
         self.latency.at(now) * (self.in_flight() + 1) as f64
     }
 
+    /// What a request is expected to take, in seconds; `None` where there is no other endpoint and so nothing is noted.
+    pub(super) fn latency(&self, now: Instant) -> Option<f64> {
+        (!self.is_alone()).then(|| self.latency.at(now))
+    }
+
     /// Whether it takes requests, and has not asked to be left alone.
     pub(super) fn is_in(&self, now: Instant) -> bool {
         self.health.is_in() && !self.is_held(now)

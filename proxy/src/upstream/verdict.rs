@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode};
 
-use crate::fault::RETRY;
+use crate::fault::{RETRY, is_grpc};
 
 /// What an answer says of its endpoint.
 #[derive(Debug, Clone, Copy)]
@@ -22,11 +22,15 @@ pub(crate) struct Verdict {
 impl Verdict {
     /// Of an answer whose headers are `headers`.
     pub(crate) fn of(status: StatusCode, headers: &HeaderMap) -> Self {
+        // Most answers have nothing to say but their status.
+        if status.as_u16() < 400 && !is_grpc(headers) {
+            return Self { status, retry_after: None, grpc: None, undone: false };
+        }
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         Self::new(status, text)
     }
 
-    /// Of an answer whose headers were not taken apart. Most answers have nothing to say but their status.
+    /// Of an answer of HTTP/1.1 whose headers were not taken apart; gRPC does not go over it.
     pub(crate) fn of_lines(status: StatusCode, headers: &[httparse::Header<'_>]) -> Self {
         if status.as_u16() < 400 {
             return Self { status, retry_after: None, grpc: None, undone: false };
