@@ -15,6 +15,7 @@ mod buffer;
 mod config;
 mod decisions;
 mod dial;
+mod discovery;
 mod exchange;
 mod fast;
 mod fault;
@@ -44,7 +45,7 @@ mod watched;
 mod websocket;
 
 pub use config::{
-    AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol, Tracing,
+    AcceptProxyProtocol, Address, AddressError, Config, Dns, Inbound, Limits, Outbound, PolicyFrom, Protocol, Tracing,
 };
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;

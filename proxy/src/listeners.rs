@@ -152,9 +152,10 @@ impl Listeners {
 
     fn start(&mut self, plan: Plan, socket: Arc<TcpListener>) -> Running {
         let load = self.load(plan.name());
-        let Shared { identity, connections, lifecycle, workers, spans, .. } = &self.shared;
+        let Shared { identity, resolver, connections, lifecycle, workers, spans, .. } = &self.shared;
         let (access_log, limits, spans) = (plan.access_log, plan.limits, spans.clone());
-        let common = Common { identity: identity.clone(), limits, load, access_log, spans };
+        let resolver = Arc::clone(resolver);
+        let common = Common { identity: identity.clone(), resolver, limits, load, access_log, spans };
         let ended = CancellationToken::new();
         let at = socket.local_addr().unwrap_or_else(|_| plan.address());
         let door = |listener| Door {

@@ -225,6 +225,12 @@ pub(crate) fn describe() {
     describe_counter!("countersign_guard_refusals_total", "Requests refused because they can be read in two ways.");
     describe_counter!("countersign_faults_total", "Answers that the sidecar made itself, by whose fault and reason.");
     describe_counter!("countersign_bytes_total", Unit::Bytes, "Bytes received and sent on connections.");
+    describe_counter!("countersign_dns_lookups_total", "Look-ups of names, by result.");
+    describe_histogram!(
+        "countersign_dns_lookup_duration_seconds",
+        Unit::Seconds,
+        "How long look-ups of names took, with every query that they needed."
+    );
     describe_counter!(
         "countersign_spans_total",
         "Spans: exported, failed to be, dropped for want of room, or not made, as callers asked for more than they may."
