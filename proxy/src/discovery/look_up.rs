@@ -19,7 +19,11 @@ pub(super) async fn look_up(servers: &Servers, of: &Address) -> Result<Answer, F
     let result = found.as_ref().map_or_else(|failure| failure.why.as_str(), |_| "ok");
     metrics::counter!("countersign_dns_lookups_total", "result" => result).increment(1);
     metrics::histogram!("countersign_dns_lookup_duration_seconds").record(began.elapsed().as_secs_f64());
-    found.map_err(|failure| Failure { problem: format!("{}: {}", name_of(of), failure.problem), ..failure })
+    let said = |problem: String| format!("{}: {problem}", name_of(of));
+    match found {
+        Ok(answer) => Ok(Answer { problem: answer.problem.map(said), ..answer }),
+        Err(failure) => Err(Failure { problem: said(failure.problem), ..failure }),
+    }
 }
 
 async fn ask(servers: &Servers, of: &Address) -> Result<Answer, Failure> {
@@ -28,8 +32,7 @@ async fn ask(servers: &Servers, of: &Address) -> Result<Answer, Failure> {
         Address::Name(host, port) => {
             let Addresses { list, ttl, problem, lacks } = servers.addresses(host).await?;
             let endpoints = list.into_iter().map(|ip| Located::plain(SocketAddr::new(ip, *port))).collect();
-            let problems = problem.into_iter().map(|problem| format!("{host}: {problem}")).collect();
-            Ok(Answer::new(endpoints, ttl, problems, lacks))
+            Ok(Answer::new(endpoints, ttl, problem.into_iter().collect(), lacks))
         }
         Address::Srv(name) => services(servers, name).await,
     }

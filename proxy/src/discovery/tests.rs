@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use countersign_runtime::Lifecycle;
 use countersign_testing::{DEADLINE, Knot, eventually, free_address};
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -14,6 +15,7 @@ use super::answer::{Answer, Failure, Why};
 use super::following::{Discovery, Found, follow};
 use super::look_up::look_up;
 use super::resolver::Resolver;
+use super::servers::Servers;
 use super::system::System;
 use crate::config::{Address, Dns};
 
@@ -137,7 +139,7 @@ async fn targets_of_srv_records_are_looked_up_and_one_without_address_is_said() 
     let answer = ground.look_up("srv://_mesh._tcp.mesh.test").await.unwrap();
     let addresses: Vec<_> = answer.endpoints.iter().map(|located| located.address.to_string()).collect();
     assert_eq!(addresses, ["127.0.0.2:8001"]);
-    assert_eq!(answer.problem.unwrap(), "nobody.mesh.test.: DNS has no such name");
+    assert_eq!(answer.problem.unwrap(), "srv://_mesh._tcp.mesh.test: nobody.mesh.test.: DNS has no such name");
     let failure = ground.look_up("srv://_none._tcp.mesh.test").await.unwrap_err();
     assert_eq!(failure.problem, "srv://_none._tcp.mesh.test: its SRV records say that the service is not offered");
     let failure = ground.look_up("srv://_lost._tcp.mesh.test").await.unwrap_err();
@@ -193,6 +195,36 @@ async fn an_answer_too_long_for_udp_comes_over_tcp_whole() {
     let ground = Ground::start(&records.join("\n")).await;
     let answer = ground.look_up("many.mesh.test:80").await.unwrap();
     assert_eq!((answer.endpoints.len(), answer.problem), (250, None));
+}
+
+/// Nearly as long as an answer can be.
+#[tokio::test]
+async fn of_an_answer_with_thousands_of_addresses_a_thousand_are_used_and_that_is_said() {
+    let records: Vec<_> = (0..3900).map(|number| format!("many A 127.1.{}.{}", number / 250, number % 250)).collect();
+    let ground = Ground::start(&records.join("\n")).await;
+    let found = ground.follow(&["many.mesh.test:80"]).first().await.unwrap();
+    assert_eq!(found.endpoints.len(), 1000);
+    let said = "many.mesh.test: of 3900 addresses the first 1000 are used";
+    assert_eq!(found.problem.as_deref(), Some(said));
+}
+
+/// One domain of the list is not served, and of the other it is.
+#[tokio::test]
+async fn a_search_domain_that_cannot_be_asked_about_does_not_hide_the_next_but_is_said_if_there_is_none() {
+    let ground = Ground::start("api A 127.0.0.2").await;
+    let at = |mut connection: ConnectionConfig| {
+        connection.port = ground.knot.address().port();
+        connection
+    };
+    let connections = vec![at(ConnectionConfig::udp()), at(ConnectionConfig::tcp())];
+    let server = NameServerConfig::new(Ipv4Addr::LOCALHOST.into(), true, connections);
+    let search = ["elsewhere.test.", "mesh.test."].map(|domain| domain.parse().unwrap()).to_vec();
+    let config = ResolverConfig::from_parts(None, search, vec![server]);
+    let servers = Servers::new(config, ResolverOpts::default(), b"").unwrap();
+    let answer = look_up(&servers, &address("api:80")).await.unwrap();
+    assert_eq!(answer.endpoints.first().unwrap().address, "127.0.0.2:80".parse().unwrap());
+    let failure = look_up(&servers, &address("no:80")).await.unwrap_err();
+    assert_eq!((failure.why, failure.problem.as_str()), (Why::Unable, "no: DNS answers: Query Refused"));
 }
 
 #[tokio::test]
