@@ -107,10 +107,33 @@ async fn other_servers_are_taken_up_by_a_reload() {
     let other = Knot::start(&story.mesh.path("other"), free_address(), "server 60 A 127.0.0.1").await;
     let (client, upstream) = story.client(&format!("server.mesh.test:{}", story.port(0))).await;
     assert_eq!(ask(upstream).await.0, 503);
-    let path = client.path("sidecar.yaml");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let text = text.replace(&story.knot.address().to_string(), &other.address().to_string());
-    std::fs::write(client.path("next"), text).unwrap();
-    std::fs::rename(client.path("next"), path).unwrap();
+    rewrite(&client, |text| text.replace(&story.knot.address().to_string(), &other.address().to_string()));
     answers(upstream, "1").await;
+}
+
+#[tokio::test]
+async fn an_app_at_localhost_is_reached_without_a_dns_server() {
+    let story = Story::start().await;
+    let (_client, upstream) = story.client(&format!("127.0.0.1:{}", story.port(0))).await;
+    answers(upstream, "1").await;
+    let (server, _app) = &story.servers[0];
+    let nobody = free_address();
+    rewrite(server, |text| {
+        text.replace("app: 127.0.0.1:", "app: localhost:") + &format!("dns: {{ servers: \"{nobody}\" }}\n")
+    });
+    eventually("it is looked up", async || {
+        assert_eq!(ask(upstream).await, (200, "1".into()));
+        let found = server.metric("countersign_dns_lookups_total", &["result=\"ok\""]).await;
+        if found > 0.0 { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    assert!(server.metric("countersign_dns_lookups_total", &["result=\"no_answer\""]).await < 0.5);
+}
+
+/// Replaces the file of a running sidecar.
+fn rewrite(sidecar: &Sidecar, change: impl FnOnce(String) -> String) {
+    let path = sidecar.path("sidecar.yaml");
+    let text = change(std::fs::read_to_string(&path).unwrap());
+    std::fs::write(sidecar.path("next"), text).unwrap();
+    std::fs::rename(sidecar.path("next"), path).unwrap();
 }

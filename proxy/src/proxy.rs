@@ -155,7 +155,6 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
             () = sleep(AGAIN), if refused => {}
         }
         let newest = config.borrow_and_update().clone();
-        resolver.take_up(newest.dns.as_ref());
         if let Err(error) = listeners.apply(&newest).await {
             tracing::error!(%error, "the new configuration cannot be taken up yet; the one before stays");
             reloaded("refused");
@@ -164,6 +163,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         }
         reloaded("accepted");
         refused = false;
+        resolver.take_up(newest.dns.as_ref());
         if newest.policy != current.policy {
             following.cancel();
             following = follow_policy(&newest.policy);

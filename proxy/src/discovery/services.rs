@@ -106,6 +106,8 @@ impl Targets {
                 }
             }
         }
+        // An answer that costs many questions holds longer: its zone could make every sidecar ask without pause.
+        self.ttl = self.ttl.max(Duration::from_secs((others.len() / AT_ONCE) as u64));
         // Of many targets that fail alike the first are enough.
         self.problems.truncate(SAID);
     }

@@ -146,6 +146,17 @@ async fn targets_of_srv_records_are_looked_up_and_one_without_address_is_said() 
     assert!(failure.problem.ends_with("of its SRV records, nobody.mesh.test.: DNS has no such name"), "{failure:?}");
 }
 
+/// Aliases again, so that each is asked for.
+#[tokio::test]
+async fn of_many_targets_128_are_looked_up_and_the_answer_holds_the_longer() {
+    let records = (0..140)
+        .map(|number| format!("_mesh._tcp 0 SRV 1 1 {} target-{number}\ntarget-{number} 0 CNAME one\n", 8000 + number));
+    let ground = Ground::start(&(records.collect::<String>() + "one 0 A 127.0.0.2")).await;
+    let answer = ground.look_up("srv://_mesh._tcp.mesh.test").await.unwrap();
+    assert_eq!((answer.endpoints.len(), answer.ttl), (128, Duration::from_secs(16)));
+    assert_eq!(answer.problem.unwrap(), "srv://_mesh._tcp.mesh.test: of its targets only 128 are looked up");
+}
+
 #[tokio::test]
 async fn a_name_that_is_not_there_is_said_and_found_once_it_is_and_stays_when_it_goes() {
     let mut ground = Ground::start("").await;
