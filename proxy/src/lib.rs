@@ -41,11 +41,13 @@ mod strangers;
 mod telemetry;
 mod trace;
 mod tunnel;
+mod upstream;
 mod watched;
 mod websocket;
 
 pub use config::{
-    AcceptProxyProtocol, Address, AddressError, Config, Dns, Inbound, Limits, Outbound, PolicyFrom, Protocol, Tracing,
+    AcceptProxyProtocol, Address, AddressError, Ask, Balance, Check, Config, Dns, Ejection, Inbound, Limits, Outbound,
+    PolicyFrom, Protocol, Retry, Tracing,
 };
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;

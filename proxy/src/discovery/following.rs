@@ -82,7 +82,6 @@ pub(crate) fn follow(to: Vec<Address>, resolver: Arc<Resolver>, lifecycle: &Life
 
 impl Discovery {
     /// The addresses and their changes; `None` until there is one, or every name was asked for.
-    #[cfg_attr(not(test), allow(dead_code, reason = "upstreams are not followed yet"))]
     pub(crate) fn watch(&self) -> watch::Receiver<Option<Arc<Found>>> {
         self.found.clone()
     }
