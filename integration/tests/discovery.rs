@@ -86,6 +86,17 @@ async fn a_changed_record_is_followed_without_a_restart_and_a_lost_one_changes_n
     assert_eq!(log.matches("its last addresses stay").count(), 1, "{log}");
 }
 
+/// As after the restart of a container, which Docker's DNS gives another address and ten minutes.
+#[tokio::test]
+async fn an_address_where_nobody_listens_is_asked_for_again_before_its_ttl_has_passed() {
+    let mut story = Story::start().await;
+    story.knot.write("server 604800 A 127.0.0.99");
+    let (_client, upstream) = story.client(&format!("server.mesh.test:{}", story.port(0))).await;
+    assert_eq!(ask(upstream).await.0, 503);
+    story.knot.write("server 604800 A 127.0.0.1");
+    answers(upstream, "1").await;
+}
+
 #[tokio::test]
 async fn srv_records_name_the_port_and_their_change_is_followed() {
     let mut story = Story::start().await;
