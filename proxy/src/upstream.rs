@@ -350,6 +350,9 @@ impl Upstream {
         if self.hop == Hop::Mesh && verdict.undone {
             return Some(Why::Undone);
         }
+        if self.hop == Hop::Mesh && verdict.broke && repeatable {
+            return Some(Why::Broke);
+        }
         (repeatable && self.retry.statuses.contains(&verdict.status.as_u16())).then_some(Why::Status)
     }
 

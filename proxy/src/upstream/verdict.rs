@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode};
 
-use crate::fault::{RETRY, is_grpc};
+use crate::fault::{FAULT, RETRY, is_grpc};
 
 /// What an answer says of its endpoint.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +17,8 @@ pub(crate) struct Verdict {
     pub(crate) grpc: Option<u8>,
     /// Whether the proxy before the endpoint says that nothing was sent on.
     pub(crate) undone: bool,
+    /// Whether that proxy says that the endpoint broke off, and not the endpoint something else.
+    pub(crate) broke: bool,
 }
 
 impl Verdict {
@@ -24,7 +26,7 @@ impl Verdict {
     pub(crate) fn of(status: StatusCode, headers: &HeaderMap) -> Self {
         // Most answers have nothing to say but their status.
         if status.as_u16() < 400 && !is_grpc(headers) {
-            return Self { status, retry_after: None, grpc: None, undone: false };
+            return Self { status, retry_after: None, grpc: None, undone: false, broke: false };
         }
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         Self::new(status, text)
@@ -33,7 +35,7 @@ impl Verdict {
     /// Of an answer of HTTP/1.1 whose headers were not taken apart; gRPC does not go over it.
     pub(crate) fn of_lines(status: StatusCode, headers: &[httparse::Header<'_>]) -> Self {
         if status.as_u16() < 400 {
-            return Self { status, retry_after: None, grpc: None, undone: false };
+            return Self { status, retry_after: None, grpc: None, undone: false, broke: false };
         }
         let text = |name: &str| {
             let header = headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
@@ -50,6 +52,7 @@ impl Verdict {
             retry_after: seconds.map(Duration::from_secs),
             grpc: grpc.and_then(|text| text.parse().ok()),
             undone: text(RETRY.as_str()) == Some("safe"),
+            broke: status == StatusCode::BAD_GATEWAY && text(FAULT.as_str()).is_some(),
         }
     }
 }
