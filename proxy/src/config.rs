@@ -21,7 +21,7 @@ use countersign_identity::TrustDomain;
 pub use address::{Address, AddressError};
 pub use dns::Dns;
 pub use limits::Limits;
-pub use listener::{Inbound, Outbound, Protocol};
+pub use listener::{Inbound, Outbound, Protocol, Split};
 pub use proxy_protocol::AcceptProxyProtocol;
 pub use tracing::Tracing;
 pub use upstream::{Ask, Balance, Check, Ejection, Retry};

@@ -47,7 +47,7 @@ mod websocket;
 
 pub use config::{
     AcceptProxyProtocol, Address, AddressError, Ask, Balance, Check, Config, Dns, Ejection, Inbound, Limits, Outbound,
-    PolicyFrom, Protocol, Retry, Tracing,
+    PolicyFrom, Protocol, Retry, Split, Tracing,
 };
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;
