@@ -187,6 +187,7 @@ fn show_config(config: &Config) -> Answer {
             "trust_domain": config.trust_domain.to_string(),
             "inbound": inbound.collect::<Value>(),
             "outbound": outbound.collect::<Value>(),
+            "dns": config.dns.as_ref().map(|dns| dns.servers.iter().map(ToString::to_string).collect::<Vec<_>>()),
             "policy": policy,
             "admin": { "listen": config.admin.to_string() },
             "drain": { "grace": seconds(config.grace) },

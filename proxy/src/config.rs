@@ -1,9 +1,10 @@
-//! What `sidecar.yaml` says about the data path: the keys `inbound`, `outbound`, `policy`, `admin`, `drain`,
+//! What `sidecar.yaml` says about the data path: the keys `inbound`, `outbound`, `dns`, `policy`, `admin`, `drain`,
 //! `access_log`, `tracing` and `limits`.
 //!
 //! Invariant: a [`Config`] can be served as it stands; whatever could be wrong with it was reported while it was read.
 
 mod address;
+mod dns;
 mod limits;
 mod listener;
 mod proxy_protocol;
@@ -18,6 +19,7 @@ use countersign_config::{Table, Value};
 use countersign_identity::TrustDomain;
 
 pub use address::{Address, AddressError};
+pub use dns::Dns;
 pub use limits::Limits;
 pub use listener::{Inbound, Outbound, Protocol, Split};
 pub use proxy_protocol::AcceptProxyProtocol;
@@ -33,6 +35,8 @@ pub struct Config {
     pub inbound: Vec<Inbound>,
     /// Where the app reaches other workloads.
     pub outbound: Vec<Outbound>,
+    /// Which DNS servers are asked, if not those of this machine.
+    pub dns: Option<Dns>,
     /// Where the policy comes from.
     pub policy: PolicyFrom,
     /// Where the admin endpoint listens.
@@ -63,6 +67,7 @@ impl Config {
         let admin = admin(table.optional("admin"), &mut taken);
         let inbound = list(table.optional("inbound"), |value| Inbound::read(&value, &mut taken));
         let outbound = list(table.optional("outbound"), |value| Outbound::read(&value, trust_domain, &mut taken));
+        let dns = table.optional("dns").map_or(Some(None), |value| Dns::read(&value).map(Some));
         let policy = policy(table.optional("policy"));
         let grace = grace(table.optional("drain"));
         let access_log = table.optional("access_log").map_or(Some(false), |value| value.boolean());
@@ -72,6 +77,7 @@ impl Config {
             trust_domain: trust_domain.clone(),
             inbound: inbound?,
             outbound: outbound?,
+            dns: dns?,
             policy: policy?,
             admin: admin?,
             grace: grace?,

@@ -23,6 +23,7 @@ use crate::buffer::ReadAhead;
 use crate::config::{self, Address, Limits, Protocol};
 use crate::decisions::{Decisions, Denial};
 use crate::dial::{dial_app, facts};
+use crate::discovery::Resolver;
 use crate::exchange::{self, Failed};
 use crate::fast;
 use crate::fault::{Fault, Hop};
@@ -59,6 +60,7 @@ pub(crate) struct Inbound {
 /// What listeners work with.
 pub(crate) struct Shared {
     pub(crate) identity: IdentityWatch,
+    pub(crate) resolver: Arc<Resolver>,
     pub(crate) enforced: EnforcedWatch,
     pub(crate) decisions: Arc<Decisions>,
     pub(crate) connections: Arc<Connections>,
@@ -331,7 +333,7 @@ impl Caller {
         let connection = &self.entry.connection;
         let carried = async {
             self.inbound.authorize(&self.peer, Action::Tcp)?;
-            let (mut app, ..) = dial_app(&self.inbound.app, &self.inbound.listener.limits).await?;
+            let (mut app, ..) = dial_app(&self.inbound.app, &self.inbound.listener).await?;
             if self.inbound.send_proxy_protocol {
                 // Without it the app would take for it what the peer sends.
                 let header = destination

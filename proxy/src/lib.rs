@@ -46,7 +46,7 @@ mod watched;
 mod websocket;
 
 pub use config::{
-    AcceptProxyProtocol, Address, AddressError, Ask, Balance, Check, Config, Ejection, Inbound, Limits, Outbound,
+    AcceptProxyProtocol, Address, AddressError, Ask, Balance, Check, Config, Dns, Ejection, Inbound, Limits, Outbound,
     PolicyFrom, Protocol, Retry, Split, Tracing,
 };
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};

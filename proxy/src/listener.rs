@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use countersign_identity::{IdentityWatch, SpiffeId};
 
 use crate::config::{AcceptProxyProtocol, Inbound, Limits, Outbound};
+use crate::discovery::Resolver;
 use crate::guard::Paths;
 use crate::load::Load;
 use crate::quota::Quota;
@@ -36,6 +37,8 @@ pub(crate) struct Listener {
     pub(crate) paths: Paths,
     /// From whom a PROXY header is taken.
     pub(crate) accept_proxy_protocol: Option<AcceptProxyProtocol>,
+    /// What finds the addresses of those that it dials.
+    pub(crate) resolver: Arc<Resolver>,
     /// Its limits.
     pub(crate) limits: Limits,
     /// What it may serve at once is counted here; a changed listener has the counts of the one before.
@@ -62,6 +65,7 @@ pub(crate) struct Listener {
 /// What a listener of either direction is made from.
 pub(crate) struct Common {
     pub(crate) identity: IdentityWatch,
+    pub(crate) resolver: Arc<Resolver>,
     pub(crate) limits: Limits,
     pub(crate) load: Arc<Load>,
     pub(crate) access_log: bool,
@@ -97,7 +101,7 @@ impl Listener {
         accept_proxy_protocol: Option<AcceptProxyProtocol>,
         common: Common,
     ) -> Arc<Self> {
-        let Common { identity, limits, load, access_log, spans } = common;
+        let Common { identity, resolver, limits, load, access_log, spans } = common;
         let observed = access_log || spans.is_some();
         let (name, strangers): (Arc<str>, _) = (name.into(), load.strangers(&limits));
         let metrics = ListenerMetrics::new(direction, &name, expected.as_ref());
@@ -110,6 +114,7 @@ impl Listener {
             identity,
             paths,
             accept_proxy_protocol,
+            resolver,
             limits,
             load,
             strangers,

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::accept::{Door, accept};
 use crate::config::{self, Config, Limits};
 use crate::dial::Dialer;
-use crate::discovery;
+use crate::discovery::follow;
 use crate::inbound::{Inbound, Shared};
 use crate::listener::{Common, Listener};
 use crate::load::Load;
@@ -154,9 +154,11 @@ impl Listeners {
 
     fn start(&mut self, plan: Plan, socket: Arc<TcpListener>) -> Running {
         let load = self.load(plan.name());
-        let Shared { identity, connections, lifecycle, workers, spans, .. } = &self.shared;
+        let Shared { identity, resolver, connections, lifecycle, workers, spans, .. } = &self.shared;
         let (access_log, limits, spans) = (plan.access_log, plan.limits, spans.clone());
-        let common = Common { identity: identity.clone(), limits, load, access_log, spans };
+        let resolver = Arc::clone(resolver);
+        let common =
+            Common { identity: identity.clone(), resolver: Arc::clone(&resolver), limits, load, access_log, spans };
         let ended = CancellationToken::new();
         let at = socket.local_addr().unwrap_or_else(|_| plan.address());
         let door = |listener| Door {
@@ -177,9 +179,9 @@ impl Listeners {
                 let listener = Listener::outbound(config, common);
                 let upstream = |config: &config::Outbound| {
                     let dialer = Dialer::new(config.identity.clone(), identity.clone(), self.waiting.clone());
-                    let found = discovery::follow(config.to.clone(), lifecycle);
+                    let discovery = follow(config.to.clone(), Arc::clone(&resolver), lifecycle);
                     let (listener, count) = (Arc::clone(&listener), workers.count());
-                    Upstream::mesh(dialer, config, found, listener, connections, lifecycle, count)
+                    Upstream::mesh(dialer, config, discovery, listener, connections, lifecycle, count)
                 };
                 let part = |split: &config::Split| {
                     let (to, identity) = (split.to.clone(), split.identity.clone());

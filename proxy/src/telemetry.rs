@@ -319,6 +319,12 @@ pub(crate) fn describe() {
     describe_counter!("countersign_requests_retried_total", "Requests that were sent once more, by reason.");
     describe_counter!("countersign_retries_over_budget_total", "Requests not sent once more, as too many were.");
     describe_counter!("countersign_bytes_total", Unit::Bytes, "Bytes received and sent on connections.");
+    describe_counter!("countersign_dns_lookups_total", "Look-ups of names, by result.");
+    describe_histogram!(
+        "countersign_dns_lookup_duration_seconds",
+        Unit::Seconds,
+        "How long look-ups of names took, with every query that they needed."
+    );
     describe_counter!(
         "countersign_spans_total",
         "Spans: exported, failed to be, dropped for want of room, or not made, as callers asked for more than they may."

@@ -30,7 +30,7 @@ use tower::retry::budget::{Budget, TpsBudget};
 
 use crate::config::{Address, Balance, Ejection, Outbound, Protocol, Retry};
 use crate::dial::{Dialer, TlsStream};
-use crate::discovery::Found;
+use crate::discovery::Discovery;
 use crate::fault::{Fault, Hop};
 use crate::listener::Listener;
 use crate::live::{Connections, Entry};
@@ -97,6 +97,8 @@ pub(crate) enum Need {
 /// What pools are made from.
 struct Parts {
     dialer: Option<Arc<Dialer>>,
+    /// What finds the endpoints, where they are not one for all time.
+    discovery: Option<Discovery>,
     protocol: Protocol,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
@@ -124,6 +126,7 @@ impl Upstream {
         let rules = Rules { balance: Balance::RoundRobin, ejection: Ejection::default(), retry: Retry::default() };
         let parts = Parts {
             dialer: None,
+            discovery: None,
             protocol,
             connections: Arc::clone(connections),
             lifecycle: lifecycle.clone(),
@@ -137,11 +140,11 @@ impl Upstream {
         Arc::new(upstream)
     }
 
-    /// Another workload, whose endpoints `found` follows.
+    /// Another workload, whose endpoints `discovery` follows.
     pub(crate) fn mesh(
         dialer: Dialer,
         config: &Outbound,
-        found: watch::Receiver<Option<Arc<Found>>>,
+        discovery: Discovery,
         listener: Arc<Listener>,
         connections: &Arc<Connections>,
         lifecycle: &Lifecycle,
@@ -149,7 +152,8 @@ impl Upstream {
     ) -> Arc<Self> {
         let (dialer, protocol) = (Some(Arc::new(dialer)), config.protocol);
         let (connections, lifecycle) = (Arc::clone(connections), lifecycle.clone());
-        let parts = Parts { dialer, protocol, connections, lifecycle, workers };
+        let found = discovery.watch();
+        let parts = Parts { dialer, discovery: Some(discovery), protocol, connections, lifecycle, workers };
         let address = config.to.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let rules = Rules { balance: config.balance, ejection: config.ejection, retry: config.retry.clone() };
         let called = (listener.expected.as_ref() != Some(&config.identity)).then(|| {
@@ -337,6 +341,8 @@ impl Upstream {
                 None => others = false,
             }
             if under_way.is_empty() {
+                // The names may lead elsewhere by now.
+                self.parts.discovery.iter().for_each(Discovery::again);
                 return Err(faults.into_one(self.hop, &self.address));
             }
         }

@@ -45,7 +45,7 @@ pub struct Outbound {
     pub name: String,
     /// Where it listens, without TLS.
     pub listen: SocketAddr,
-    /// Where the other workload listens, in the order in which they are tried.
+    /// Where the other workload listens, in the order in which they are tried; a name stands for all its addresses.
     pub to: Vec<Address>,
     /// Who must answer there.
     pub identity: SpiffeId,
@@ -105,6 +105,9 @@ impl Inbound {
         let listen = listen(&table, taken);
         let app = table.required("app").and_then(|value| {
             let app: Address = value.parse()?;
+            if matches!(app, Address::Srv(_)) {
+                return value.problem("the app is one address: write host:port");
+            }
             if app.is_loopback() || allow_remote.unwrap_or(true) {
                 return Some(app);
             }

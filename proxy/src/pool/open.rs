@@ -213,7 +213,7 @@ impl Pool {
     }
 
     async fn open_app(&self, address: &Address) -> Result<(Metered<TcpStream>, Arc<Entry>), Fault> {
-        let (io, remote, traffic) = dial_app(address, &self.listener.limits).await?;
+        let (io, remote, traffic) = dial_app(address, &self.listener).await?;
         let connection = Connection::new(Arc::clone(&self.listener), Kind::Pooled, None, remote, None, traffic);
         Ok((io, Arc::new(self.connections.enter(connection))))
     }
