@@ -32,6 +32,7 @@ mod outbound;
 mod pool;
 mod proxy;
 mod quota;
+mod routes;
 mod send;
 mod serve;
 mod source;
@@ -44,7 +45,8 @@ mod watched;
 mod websocket;
 
 pub use config::{
-    AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol, Tracing,
+    AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol, Route, Times,
+    Tracing,
 };
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::{Door, accept};
-use crate::config::{self, Config, Limits};
+use crate::config::{self, Config};
 use crate::dial::Workload;
 use crate::inbound::{Inbound, Shared};
 use crate::listener::{Common, Listener};
@@ -35,7 +35,6 @@ pub(crate) struct Listeners {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Plan {
     listener: Entry,
-    limits: Limits,
     access_log: bool,
 }
 
@@ -57,7 +56,7 @@ impl Plan {
     fn of(config: &Config) -> Vec<Self> {
         let inbound = config.inbound.iter().cloned().map(Entry::Inbound);
         let outbound = config.outbound.iter().cloned().map(Entry::Outbound);
-        let plan = |listener| Self { listener, limits: config.limits, access_log: config.access_log };
+        let plan = |listener| Self { listener, access_log: config.access_log };
         inbound.chain(outbound).map(plan).collect()
     }
 
@@ -153,8 +152,8 @@ impl Listeners {
     fn start(&mut self, plan: Plan, socket: Arc<TcpListener>) -> Running {
         let load = self.load(plan.name());
         let Shared { identity, connections, lifecycle, workers, spans, .. } = &self.shared;
-        let (access_log, limits, spans) = (plan.access_log, plan.limits, spans.clone());
-        let common = Common { identity: identity.clone(), limits, load, access_log, spans };
+        let (access_log, spans) = (plan.access_log, spans.clone());
+        let common = Common { identity: identity.clone(), load, access_log, spans };
         let ended = CancellationToken::new();
         let at = socket.local_addr().unwrap_or_else(|_| plan.address());
         let door = |listener| Door {
