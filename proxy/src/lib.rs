@@ -11,6 +11,7 @@
 mod accept;
 mod access;
 mod admin;
+mod alive;
 mod buffer;
 mod config;
 mod decisions;
