@@ -1,4 +1,5 @@
-//! What the data path adds to the admin endpoint: `/ready`, `/identity`, `/config`, `/decisions` and `/drain`.
+//! What the data path adds to the admin endpoint: `/ready`, `/identity`, `/config`, `/upstreams`, `/decisions` and
+//! `/drain`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +14,11 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::config::{AcceptProxyProtocol, Config, Limits, PolicyFrom, Route, Times, Tracing};
+use crate::config::{
+    AcceptProxyProtocol, Ask, Check, Config, Ejection, Limits, PolicyFrom, Retry, Route, Times, Tracing,
+};
 use crate::decisions::Decisions;
+use crate::live::Connections;
 use crate::source::{EnforcedWatch, Waiting};
 
 /// What the admin endpoint shows.
@@ -25,13 +29,14 @@ pub(crate) struct Console {
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) ready: Vec<Box<dyn Fn() -> Readiness + Send + Sync>>,
     pub(crate) decisions: Arc<Decisions>,
+    pub(crate) connections: Arc<Connections>,
     pub(crate) lifecycle: Lifecycle,
 }
 
 impl Console {
     /// Serves until the process stops.
     pub(crate) async fn serve(self, listener: TcpListener, metrics: Metrics) {
-        let Self { config, identity, enforced, waiting, ready, decisions, lifecycle } = self;
+        let Self { config, identity, enforced, waiting, ready, decisions, connections, lifecycle } = self;
         let life = lifecycle.clone();
         let readiness = move || {
             let mut reasons: Vec<String> = waiting.iter().filter_map(Waiting::reason).collect();
@@ -49,6 +54,11 @@ impl Console {
         Admin::new(metrics, readiness)
             .route(Method::GET, "/identity", move || ready_made(show_identity(&identity)))
             .route(Method::GET, "/config", move || ready_made(show_config(&config.borrow())))
+            .route(Method::GET, "/upstreams", move || {
+                let upstreams = connections.upstreams();
+                let shown: Value = upstreams.iter().map(|upstream| upstream.show()).collect();
+                ready_made(json(StatusCode::OK, &shown))
+            })
             .route(Method::GET, "/decisions", move || ready_made(json(StatusCode::OK, &decisions.to_json())))
             .route(Method::POST, "/drain", move || {
                 life.drain();
@@ -129,6 +139,40 @@ fn show_route(route: &Route) -> Value {
     json!({ "name": route.name.as_deref(), "methods": methods, "paths": paths, "limits": show_times(&route.times) })
 }
 
+fn show_ejection(ejection: &Ejection) -> Value {
+    json!({
+        "failures": ejection.failures,
+        "behind_percent": ejection.behind,
+        "backoff": ejection.backoff.as_secs_f64(),
+        "longest": ejection.longest.as_secs_f64(),
+    })
+}
+
+fn show_check(check: &Check) -> Value {
+    let (kind, asked) = match &check.ask {
+        Ask::Http(path) => ("http", json!(path)),
+        Ask::Grpc(service) => ("grpc", json!(if service.is_empty() { "all" } else { service })),
+        Ask::Connect => ("connect", json!(true)),
+    };
+    json!({
+        kind: asked,
+        "interval": check.interval.as_secs_f64(),
+        "timeout": check.timeout.as_secs_f64(),
+        "unhealthy": check.unhealthy,
+        "healthy": check.healthy,
+    })
+}
+
+fn show_retry(retry: &Retry) -> Value {
+    json!({
+        "attempts": retry.attempts,
+        "methods": retry.methods.iter().map(Method::as_str).collect::<Vec<_>>(),
+        "statuses": retry.statuses,
+        "body_bytes": retry.body_bytes,
+        "budget_percent": retry.budget_percent,
+    })
+}
+
 /// The configuration in force. It holds no secret.
 fn show_config(config: &Config) -> Answer {
     let inbound = config.inbound.iter().map(|inbound| {
@@ -152,6 +196,10 @@ fn show_config(config: &Config) -> Answer {
             "identity": outbound.identity.to_string(),
             "protocol": outbound.protocol.as_str(),
             "paths": outbound.paths.as_str(),
+            "balance": outbound.balance.as_str(),
+            "ejection": show_ejection(&outbound.ejection),
+            "check": outbound.check.as_ref().map(show_check),
+            "retry": show_retry(&outbound.retry),
             "accept_proxy_protocol": show_accepted(outbound.accept_proxy_protocol.as_ref()),
             "limits": show_limits(&outbound.limits),
             "routes": outbound.routes.iter().map(show_route).collect::<Value>(),

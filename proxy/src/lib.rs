@@ -16,6 +16,7 @@ mod buffer;
 mod config;
 mod decisions;
 mod dial;
+mod discovery;
 mod exchange;
 mod fast;
 mod fault;
@@ -42,12 +43,13 @@ mod strangers;
 mod telemetry;
 mod trace;
 mod tunnel;
+mod upstream;
 mod watched;
 mod websocket;
 
 pub use config::{
-    AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol, Route, Times,
-    Tracing,
+    AcceptProxyProtocol, Address, AddressError, Ask, Balance, Check, Config, Ejection, Inbound, Limits, Outbound,
+    PolicyFrom, Protocol, Retry, Route, Times, Tracing,
 };
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;

@@ -139,6 +139,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         waiting: vec![awaiting_identity, awaiting_policy.clone()],
         ready,
         decisions,
+        connections: Arc::clone(&connections),
         lifecycle: lifecycle.clone(),
     };
     lifecycle.spawn(console.serve(admin, metrics));

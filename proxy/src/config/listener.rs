@@ -6,7 +6,10 @@ use countersign_config::{Table, Value};
 use countersign_identity::{SpiffeId, TrustDomain};
 
 use super::limits::Owner;
-use super::{AcceptProxyProtocol, Address, Limits, Route, Taken, proxy_protocol, routes};
+use super::{
+    AcceptProxyProtocol, Address, Balance, Check, Ejection, Limits, Retry, Route, Taken, proxy_protocol, routes,
+    upstream,
+};
 use crate::guard::Paths;
 
 /// What the app speaks. It is declared, never guessed from the bytes of a TLS connection.
@@ -64,6 +67,14 @@ pub struct Outbound {
     pub limits: Limits,
     /// What is set for some of its requests.
     pub routes: Vec<Route>,
+    /// Which endpoint takes the next request.
+    pub balance: Balance,
+    /// When an endpoint takes none for a while.
+    pub ejection: Ejection,
+    /// How endpoints are asked how they do, if they are.
+    pub check: Option<Check>,
+    /// Which requests are sent again.
+    pub retry: Retry,
 }
 
 impl Protocol {
@@ -150,6 +161,10 @@ impl Outbound {
         let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
         let limits = limits(&table, normal, protocol, Owner::Outbound);
         let routes = routes::read(&table, protocol, &limits.unwrap_or(*normal).times);
+        let balance = upstream::balance(&table, protocol);
+        let ejection = upstream::ejection(&table);
+        let check = upstream::check(&table, protocol);
+        let retry = upstream::retry(&table, protocol);
         allow_remote?;
         Some(Self {
             name: name?,
@@ -161,6 +176,10 @@ impl Outbound {
             accept_proxy_protocol: accept_proxy_protocol?,
             limits: limits?,
             routes: routes?,
+            balance: balance?,
+            ejection: ejection?,
+            check: check?,
+            retry: retry?,
         })
     }
 }
