@@ -112,7 +112,7 @@ impl Listener {
         let metrics = ListenerMetrics::new(direction, &name, expected.as_ref());
         let [denials, handshakes, faults] = ["denials", "failed handshakes", "faults"].map(Quota::new);
         let finishing = AtomicBool::new(false);
-        let rests = limits.times.idle.is_none() || routes.any(|route| route.times.idle.is_none());
+        let rests = limits.times.may_rest() || routes.any(|route| route.times.may_rest());
         Arc::new(Self {
             name,
             direction,

@@ -35,6 +35,7 @@ impl FirstMatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pattern::STEPS;
 
     fn operations(methods: &[&str], paths: &[&str]) -> Operations {
         let methods = (!methods.is_empty()).then(|| methods.iter().map(|method| (*method).into()).collect());
@@ -61,6 +62,16 @@ mod tests {
             assert_eq!(which.find(method, path), expected, "{method} {path}");
         }
         assert_eq!(FirstMatch::compile([]).find("GET", "/"), None);
+    }
+
+    #[test]
+    fn a_lookup_is_one_walk_however_many_there_are() {
+        let all: Vec<_> = (0..1000).map(|number| operations(&[], &[&format!("/{number}/**"), "/*/x/**/y"])).collect();
+        let which = FirstMatch::compile(&all);
+        STEPS.with(|steps| steps.set(0));
+        assert_eq!(which.find("GET", "/999/a/b"), Some(999));
+        assert_eq!(which.find("GET", "/none/a/b"), None);
+        assert!(STEPS.with(std::cell::Cell::get) < 20);
     }
 
     #[test]

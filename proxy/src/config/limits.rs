@@ -125,6 +125,11 @@ impl Times {
         times
     }
 
+    /// Whether what is silent may go on for ever.
+    pub(crate) fn may_rest(&self) -> bool {
+        self.idle.is_none() || self.first_byte.is_none()
+    }
+
     /// How long what goes on may take of which nobody knows whether it is wanted.
     pub(crate) fn unattended(&self) -> Duration {
         self.idle.unwrap_or(IDLE)
