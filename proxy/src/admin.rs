@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::config::{
-    AcceptProxyProtocol, Ask, Check, Config, Ejection, Limits, PolicyFrom, Retry, Route, Times, Tracing,
+    AcceptProxyProtocol, Ask, Check, Config, Ejection, Limits, PolicyFrom, Retry, Route, Split, Times, Tracing,
 };
 use crate::decisions::Decisions;
 use crate::live::Connections;
@@ -139,6 +139,14 @@ fn show_route(route: &Route) -> Value {
     json!({ "name": route.name.as_deref(), "methods": methods, "paths": paths, "limits": show_times(&route.times) })
 }
 
+fn show_split(split: &Split) -> Value {
+    json!({
+        "percent": split.percent,
+        "to": split.to.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "identity": split.identity.to_string(),
+    })
+}
+
 fn show_ejection(ejection: &Ejection) -> Value {
     json!({
         "failures": ejection.failures,
@@ -196,6 +204,7 @@ fn show_config(config: &Config) -> Answer {
             "identity": outbound.identity.to_string(),
             "protocol": outbound.protocol.as_str(),
             "paths": outbound.paths.as_str(),
+            "split": outbound.split.iter().map(show_split).collect::<Value>(),
             "balance": outbound.balance.as_str(),
             "ejection": show_ejection(&outbound.ejection),
             "check": outbound.check.as_ref().map(show_check),

@@ -21,7 +21,7 @@ use limits::Owner;
 
 pub use address::{Address, AddressError};
 pub use limits::{Limits, Times};
-pub use listener::{Inbound, Outbound, Protocol};
+pub use listener::{Inbound, Outbound, Protocol, Split};
 pub use proxy_protocol::AcceptProxyProtocol;
 pub use routes::Route;
 pub use tracing::Tracing;

@@ -49,7 +49,7 @@ mod websocket;
 
 pub use config::{
     AcceptProxyProtocol, Address, AddressError, Ask, Balance, Check, Config, Ejection, Inbound, Limits, Outbound,
-    PolicyFrom, Protocol, Retry, Route, Times, Tracing,
+    PolicyFrom, Protocol, Retry, Route, Split, Times, Tracing,
 };
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;
