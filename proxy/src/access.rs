@@ -25,6 +25,8 @@ pub(crate) struct Line<'a> {
     /// Method and path, if the head could be read.
     pub(crate) method: Option<&'a Method>,
     pub(crate) path: Option<&'a str>,
+    /// The name of its route, if it has one.
+    pub(crate) route: Option<&'a str>,
     pub(crate) status: u16,
     /// The status as the caller was told it.
     pub(crate) sent: u16,
@@ -74,6 +76,7 @@ pub(crate) fn log(line: &Line<'_>) {
         to,
         method = line.method.map(|method| shortened(method.as_str(), METHOD)).as_deref(),
         path = line.path.map(|path| shortened(path, PATH)).as_deref(),
+        route = line.route,
         status = line.status,
         request_bytes = line.up,
         response_bytes = line.down,

@@ -2,8 +2,10 @@
 //! `/drain`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_identity::IdentityWatch;
+use countersign_policy::{Operations, PathPattern};
 use countersign_runtime::Lifecycle;
 use countersign_runtime::admin::{Admin, Answer, Readiness, json, text};
 use countersign_runtime::telemetry::Metrics;
@@ -12,7 +14,9 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::config::{AcceptProxyProtocol, Ask, Check, Config, Ejection, PolicyFrom, Retry, Split, Tracing};
+use crate::config::{
+    AcceptProxyProtocol, Ask, Check, Config, Ejection, Limits, PolicyFrom, Retry, Route, Split, Times, Tracing,
+};
 use crate::decisions::Decisions;
 use crate::live::Connections;
 use crate::source::{EnforcedWatch, Waiting};
@@ -104,6 +108,37 @@ fn show_tracing(tracing: &Tracing) -> Value {
     })
 }
 
+fn show_limits(limits: &Limits) -> Value {
+    let mut shown = json!({
+        "connections": limits.connections,
+        "requests": limits.requests,
+        "streams": limits.streams,
+        "headers": limits.headers,
+        "header_bytes": limits.header_bytes,
+        "handshake": limits.handshake.as_secs_f64(),
+        "head": limits.head.as_secs_f64(),
+        "connect": limits.connect.as_secs_f64(),
+    });
+    if let (Value::Object(shown), Value::Object(times)) = (&mut shown, show_times(&limits.times)) {
+        shown.extend(times);
+    }
+    shown
+}
+
+fn show_times(times: &Times) -> Value {
+    let shown = |limit: Option<Duration>| limit.map_or(json!("never"), |limit| json!(limit.as_secs_f64()));
+    json!({ "first_byte": shown(times.first_byte), "idle": shown(times.idle), "total": shown(times.total) })
+}
+
+fn show_route(route: &Route) -> Value {
+    let (methods, paths) = match &route.operations {
+        Operations::Http { methods, paths } => (methods.as_deref(), paths.as_deref()),
+        Operations::Tcp => (None, None),
+    };
+    let paths: Option<Vec<&str>> = paths.map(|paths| paths.iter().map(PathPattern::as_str).collect());
+    json!({ "name": route.name.as_deref(), "methods": methods, "paths": paths, "limits": show_times(&route.times) })
+}
+
 fn show_split(split: &Split) -> Value {
     json!({
         "percent": split.percent,
@@ -148,7 +183,6 @@ fn show_retry(retry: &Retry) -> Value {
 
 /// The configuration in force. It holds no secret.
 fn show_config(config: &Config) -> Answer {
-    let limits = &config.limits;
     let inbound = config.inbound.iter().map(|inbound| {
         json!({
             "name": inbound.name,
@@ -158,6 +192,8 @@ fn show_config(config: &Config) -> Answer {
             "paths": inbound.paths.as_str(),
             "accept_proxy_protocol": show_accepted(inbound.accept_proxy_protocol.as_ref()),
             "send_proxy_protocol": inbound.send_proxy_protocol.then_some("v2"),
+            "limits": show_limits(&inbound.limits),
+            "routes": inbound.routes.iter().map(show_route).collect::<Value>(),
         })
     });
     let outbound = config.outbound.iter().map(|outbound| {
@@ -174,13 +210,14 @@ fn show_config(config: &Config) -> Answer {
             "check": outbound.check.as_ref().map(show_check),
             "retry": show_retry(&outbound.retry),
             "accept_proxy_protocol": show_accepted(outbound.accept_proxy_protocol.as_ref()),
+            "limits": show_limits(&outbound.limits),
+            "routes": outbound.routes.iter().map(show_route).collect::<Value>(),
         })
     });
     let policy = match &config.policy {
         PolicyFrom::Authority => "from-authority".to_owned(),
         PolicyFrom::File(file) => file.display().to_string(),
     };
-    let seconds = |duration: std::time::Duration| duration.as_secs_f64();
     json(
         StatusCode::OK,
         &json!({
@@ -190,21 +227,10 @@ fn show_config(config: &Config) -> Answer {
             "dns": config.dns.as_ref().map(|dns| dns.servers.iter().map(ToString::to_string).collect::<Vec<_>>()),
             "policy": policy,
             "admin": { "listen": config.admin.to_string() },
-            "drain": { "grace": seconds(config.grace) },
+            "drain": { "grace": config.grace.as_secs_f64() },
             "access_log": config.access_log,
             "tracing": config.tracing.as_ref().map(show_tracing),
-            "limits": {
-                "connections": limits.connections,
-                "requests": limits.requests,
-                "streams": limits.streams,
-                "headers": limits.headers,
-                "header_bytes": limits.header_bytes,
-                "handshake": seconds(limits.handshake),
-                "head": seconds(limits.head),
-                "connect": seconds(limits.connect),
-                "first_byte": seconds(limits.first_byte),
-                "idle": seconds(limits.idle),
-            },
+            "limits": show_limits(&config.limits),
         }),
     )
 }

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::alive;
 use crate::buffer::ReadAhead;
 use crate::config::{Address, Limits};
 use crate::fault::{Fault, Hop};
@@ -189,6 +190,7 @@ async fn open(remote: SocketAddr, limits: &Limits) -> Result<TcpStream, String> 
     };
     // Nothing here writes in small pieces that would be worth waiting for.
     tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+    alive::ask(&tcp);
     Ok(tcp)
 }
 

@@ -167,6 +167,7 @@ async fn answer<T: Wire>(
         ticket.withdraw();
         return Next::Leave;
     }
+    ticket.find_route();
     let head = || caller.input.bytes().get(..len).unwrap_or_default();
     let size = || (memchr::memchr_iter(b'\n', head()).count().saturating_sub(2), len);
     ticket.observe(Version::HTTP_11, || Trace::in_head(head()), size);

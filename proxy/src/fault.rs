@@ -104,6 +104,9 @@ pub(crate) enum Fault {
     /// Nothing moved for too long.
     #[error("no byte either way for too long")]
     Idle(Hop),
+    /// The request took too long.
+    #[error("the request took longer than it may in total")]
+    Total(Hop),
     /// The process ends.
     #[error("this sidecar stops")]
     Stopping,
@@ -187,6 +190,7 @@ impl Fault {
             }
             Self::FirstByte(hop) => (hop.blame(), LATE, DEADLINE_EXCEEDED, "first_byte", "no response in time"),
             Self::Idle(hop) => (hop.blame(), LATE, DEADLINE_EXCEEDED, "idle", "nothing moved for too long"),
+            Self::Total(hop) => (hop.blame(), LATE, DEADLINE_EXCEEDED, "total", "the request took too long"),
             Self::Stopping => (Local, UNSENT, UNAVAILABLE, "stopping", "the sidecar stops"),
         };
         Facts { blame, status, grpc, reason, told }

@@ -306,6 +306,7 @@ impl Caller {
     fn admit(&self, call: &Call, ticket: &mut Ticket) -> Result<(), Fault> {
         let Listener { limits, load, .. } = &*self.inbound.listener;
         call.check(&self.inbound.listener).map_err(Fault::Refused)?;
+        ticket.find_route();
         // It was told to send no more, but over HTTP/2 what it sends is taken until it answers a PING (RFC 9113, 6.8).
         if self.entry.connection.is_ending() && UnixTime::now() > self.peer.not_after() {
             return Err(Fault::Untrusted);

@@ -11,6 +11,7 @@
 mod accept;
 mod access;
 mod admin;
+mod alive;
 mod buffer;
 mod config;
 mod decisions;
@@ -33,6 +34,7 @@ mod outbound;
 mod pool;
 mod proxy;
 mod quota;
+mod routes;
 mod send;
 mod serve;
 mod source;
@@ -47,7 +49,7 @@ mod websocket;
 
 pub use config::{
     AcceptProxyProtocol, Address, AddressError, Ask, Balance, Check, Config, Dns, Ejection, Inbound, Limits, Outbound,
-    PolicyFrom, Protocol, Retry, Split, Tracing,
+    PolicyFrom, Protocol, Retry, Route, Split, Times, Tracing,
 };
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;

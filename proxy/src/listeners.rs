@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::{Door, accept};
-use crate::config::{self, Config, Limits};
+use crate::config::{self, Config};
 use crate::dial::Dialer;
 use crate::discovery::follow;
 use crate::inbound::{Inbound, Shared};
@@ -37,13 +37,12 @@ pub(crate) struct Listeners {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Plan {
     listener: Entry,
-    limits: Limits,
     access_log: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Entry {
-    Inbound(config::Inbound),
+    Inbound(Box<config::Inbound>),
     Outbound(Box<config::Outbound>),
 }
 
@@ -57,9 +56,9 @@ struct Running {
 
 impl Plan {
     fn of(config: &Config) -> Vec<Self> {
-        let inbound = config.inbound.iter().cloned().map(Entry::Inbound);
+        let inbound = config.inbound.iter().cloned().map(Box::new).map(Entry::Inbound);
         let outbound = config.outbound.iter().cloned().map(Box::new).map(Entry::Outbound);
-        let plan = |listener| Self { listener, limits: config.limits, access_log: config.access_log };
+        let plan = |listener| Self { listener, access_log: config.access_log };
         inbound.chain(outbound).map(plan).collect()
     }
 
@@ -155,10 +154,9 @@ impl Listeners {
     fn start(&mut self, plan: Plan, socket: Arc<TcpListener>) -> Running {
         let load = self.load(plan.name());
         let Shared { identity, resolver, connections, lifecycle, workers, spans, .. } = &self.shared;
-        let (access_log, limits, spans) = (plan.access_log, plan.limits, spans.clone());
+        let (access_log, spans) = (plan.access_log, spans.clone());
         let resolver = Arc::clone(resolver);
-        let common =
-            Common { identity: identity.clone(), resolver: Arc::clone(&resolver), limits, load, access_log, spans };
+        let common = Common { identity: identity.clone(), resolver: Arc::clone(&resolver), load, access_log, spans };
         let ended = CancellationToken::new();
         let at = socket.local_addr().unwrap_or_else(|_| plan.address());
         let door = |listener| Door {

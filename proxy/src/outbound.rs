@@ -129,6 +129,7 @@ impl Answers for App {
         if let Err(refused) = call.check(&self.outbound.listener) {
             return exchange::settle(ticket, &Fault::Refused(refused), as_grpc);
         }
+        ticket.find_route();
         // What the other sidecar says of a fault or a denial is for the app to know.
         let clean = guard::headers::remove_hop_by_hop;
         let to = (&**self.outbound.upstreams.next(), self.seat.worker());

@@ -5,7 +5,11 @@ use std::net::SocketAddr;
 use countersign_config::{Table, Value};
 use countersign_identity::{SpiffeId, TrustDomain};
 
-use super::{AcceptProxyProtocol, Address, Balance, Check, Ejection, Retry, Taken, proxy_protocol, upstream};
+use super::limits::Owner;
+use super::{
+    AcceptProxyProtocol, Address, Balance, Check, Ejection, Limits, Retry, Route, Taken, proxy_protocol, routes,
+    upstream,
+};
 use crate::guard::Paths;
 
 /// What the app speaks. It is declared, never guessed from the bytes of a TLS connection.
@@ -36,6 +40,10 @@ pub struct Inbound {
     pub accept_proxy_protocol: Option<AcceptProxyProtocol>,
     /// Whether the app is sent a PROXY header.
     pub send_proxy_protocol: bool,
+    /// Its limits.
+    pub limits: Limits,
+    /// What is set for some of its requests.
+    pub routes: Vec<Route>,
 }
 
 /// Where the app reaches another workload.
@@ -55,6 +63,10 @@ pub struct Outbound {
     pub paths: Paths,
     /// From whom a PROXY header is taken.
     pub accept_proxy_protocol: Option<AcceptProxyProtocol>,
+    /// Its limits.
+    pub limits: Limits,
+    /// What is set for some of its requests.
+    pub routes: Vec<Route>,
     /// Parts of the requests that go elsewhere.
     pub split: Vec<Split>,
     /// Which endpoint takes the next request.
@@ -98,7 +110,7 @@ impl Protocol {
 }
 
 impl Inbound {
-    pub(super) fn read(value: &Value<'_>, taken: &mut Taken) -> Option<Self> {
+    pub(super) fn read(value: &Value<'_>, normal: &Limits, taken: &mut Taken) -> Option<Self> {
         let table = value.table()?;
         let allow_remote = allow_remote(&table);
         let name = name(&table, taken);
@@ -119,6 +131,8 @@ impl Inbound {
         let paths = paths(&table, protocol);
         let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
         let send_proxy_protocol = proxy_protocol::sends(&table, protocol);
+        let limits = limits(&table, normal, protocol, Owner::Inbound);
+        let routes = routes::read(&table, protocol, &limits.unwrap_or(*normal).times);
         allow_remote?;
         Some(Self {
             name: name?,
@@ -128,12 +142,19 @@ impl Inbound {
             paths: paths?,
             accept_proxy_protocol: accept_proxy_protocol?,
             send_proxy_protocol: send_proxy_protocol?,
+            limits: limits?,
+            routes: routes?,
         })
     }
 }
 
 impl Outbound {
-    pub(super) fn read(value: &Value<'_>, trust_domain: &TrustDomain, taken: &mut Taken) -> Option<Self> {
+    pub(super) fn read(
+        value: &Value<'_>,
+        normal: &Limits,
+        trust_domain: &TrustDomain,
+        taken: &mut Taken,
+    ) -> Option<Self> {
         let table = value.table()?;
         let allow_remote = allow_remote(&table);
         let name = name(&table, taken);
@@ -152,6 +173,8 @@ impl Outbound {
         let protocol = Protocol::read(&table);
         let paths = paths(&table, protocol);
         let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
+        let limits = limits(&table, normal, protocol, Owner::Outbound);
+        let routes = routes::read(&table, protocol, &limits.unwrap_or(*normal).times);
         let balance = upstream::balance(&table, protocol);
         let ejection = upstream::ejection(&table);
         let check = upstream::check(&table, protocol);
@@ -166,6 +189,8 @@ impl Outbound {
             protocol: protocol?,
             paths: paths?,
             accept_proxy_protocol: accept_proxy_protocol?,
+            limits: limits?,
+            routes: routes?,
             balance: balance?,
             ejection: ejection?,
             check: check?,
@@ -200,13 +225,19 @@ fn split(table: &Table<'_>, main: Option<&SpiffeId>, trust_domain: &TrustDomain)
 
 fn name(table: &Table<'_>, taken: &mut Taken) -> Option<String> {
     let value = table.required("name")?;
+    let name = sound_name(&value)?;
+    taken.name(&value, name)?;
+    Some(name.to_owned())
+}
+
+/// A name that may stand in logs and metrics.
+pub(super) fn sound_name<'a>(value: &Value<'a>) -> Option<&'a str> {
     let name = value.string()?;
     let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.len() > 63 || !name.bytes().all(sound) {
         return value.problem("must be at most 63 letters, digits, '-', '_' and '.'");
     }
-    taken.name(&value, name)?;
-    Some(name.to_owned())
+    Some(name)
 }
 
 fn listen<'a>(table: &Table<'a>, taken: &mut Taken) -> Option<(Value<'a>, SocketAddr)> {
@@ -222,6 +253,12 @@ fn paths(table: &Table<'_>, protocol: Option<Protocol>) -> Option<Paths> {
         return value.problem("says which paths may be asked for, and of tcp nothing is known");
     }
     value.one_of(&[("strict", Paths::Strict), ("encoded", Paths::Encoded)])
+}
+
+/// The limits of the file, or those of the listener over them.
+fn limits(table: &Table<'_>, normal: &Limits, protocol: Option<Protocol>, owner: Owner) -> Option<Limits> {
+    let owner = if protocol == Some(Protocol::Tcp) { Owner::Tcp } else { owner };
+    table.optional("limits").map_or(Some(*normal), |value| Limits::read(&value, normal, owner))
 }
 
 /// Whether the plain side of the listener may leave this host.

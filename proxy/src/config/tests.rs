@@ -35,7 +35,7 @@ fn every_key_is_read() {
     assert_eq!((config.inbound[0].paths, config.outbound[0].paths), (Paths::Encoded, Paths::Strict));
     assert_eq!(config.grace, Duration::from_secs(5));
     assert_eq!(config.limits.requests, 7);
-    assert_eq!((config.limits.connections, config.limits.idle), (5, Duration::from_secs(3600)));
+    assert_eq!((config.limits.connections, config.limits.times.idle), (5, Some(Duration::from_secs(3600))));
 }
 
 #[test]

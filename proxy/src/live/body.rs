@@ -204,6 +204,7 @@ impl Body {
             BodyError::Cut(Cut::Denied) => return ticket.spoilt(Blame::Policy),
             BodyError::Cut(Cut::FirstByte) => Fault::FirstByte(hop),
             BodyError::Cut(Cut::Idle) => Fault::Idle(hop),
+            BodyError::Cut(Cut::Total) => Fault::Total(hop),
             error => Fault::Broke { hop, reason: error.to_string() },
         };
         ticket.spoilt(blame);

@@ -15,8 +15,10 @@ use http::{Method, StatusCode, Version};
 use super::connection::Connection;
 use super::unless::Unless;
 use crate::access;
+use crate::config::Route;
 use crate::fault::{Blame, Facts, Fault, Hop};
 use crate::load::Place;
+use crate::routes::Taken;
 use crate::source::Outcome;
 use crate::spans::{self, Span, Spans};
 use crate::telemetry::Ended;
@@ -33,6 +35,8 @@ pub(crate) enum Cut {
     FirstByte = 2,
     /// Nothing moved for too long.
     Idle = 3,
+    /// It took too long.
+    Total = 4,
 }
 
 /// A path and perhaps a query.
@@ -59,6 +63,8 @@ pub(crate) struct Flight {
     pub(crate) method: Method,
     /// The target as it was received.
     pub(crate) target: Target,
+    /// What its listener has set for it.
+    pub(crate) route: Taken,
     started: Instant,
     cut: AtomicU8,
     response: AtomicWaker,
@@ -113,6 +119,7 @@ impl Flight {
             1 => Some(Cut::Denied),
             2 => Some(Cut::FirstByte),
             3 => Some(Cut::Idle),
+            4 => Some(Cut::Total),
             _ => None,
         }
     }
@@ -210,20 +217,28 @@ impl Flight {
         self.uploaded.load(Ordering::Acquire)
     }
 
+    /// Whether it has taken its connection over.
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.upgraded.load(Ordering::Acquire)
+    }
+
+    /// How long it has gone on at `now`.
+    pub(super) fn lasts(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
+    }
+
     /// A look at it, once a second: for how many looks it has waited for the response to begin, and for how many
-    /// nothing has moved. The time for the first byte begins when the request was sent.
+    /// nothing has moved, which is not asked of one that waits. The time for the first byte begins when the request was
+    /// sent. None is counted too early.
     pub(super) fn look(&self) -> (u32, u32) {
-        let unanswered = if self.has_uploaded() && !self.answered.load(Ordering::Acquire) {
-            self.unanswered.fetch_add(1, Ordering::Relaxed)
-        } else {
-            0
-        };
+        let waits = self.has_uploaded() && !self.answered.load(Ordering::Acquire);
+        let unanswered = if waits { self.unanswered.fetch_add(1, Ordering::Relaxed) } else { 0 };
         let moved = self.up.load(Ordering::Relaxed) + self.down.load(Ordering::Relaxed);
-        if self.seen.swap(moved, Ordering::Relaxed) != moved || self.upgraded.load(Ordering::Acquire) {
+        if self.seen.swap(moved, Ordering::Relaxed) != moved || waits || self.is_tunnel() {
             self.quiet.store(0, Ordering::Relaxed);
             return (unanswered, 0);
         }
-        (unanswered, self.quiet.fetch_add(1, Ordering::Relaxed))
+        (unanswered, self.quiet.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     /// A look at a request that was ended by order: for how many looks it has gone on since.
@@ -289,6 +304,7 @@ impl Ticket {
         let flight = Arc::new(Flight {
             method,
             target,
+            route: Taken::none(),
             started: Instant::now(),
             cut: AtomicU8::new(0),
             response: AtomicWaker::new(),
@@ -300,7 +316,8 @@ impl Ticket {
             down: AtomicU64::new(0),
             last_piece: AtomicU64::new(0),
             longest_gap: AtomicU64::new(0),
-            seen: AtomicU64::new(0),
+            // It has moved when it came.
+            seen: AtomicU64::new(u64::MAX),
             quiet: AtomicU32::new(0),
             unanswered: AtomicU32::new(0),
             lingering: AtomicU32::new(0),
@@ -350,6 +367,17 @@ impl Ticket {
             let begin = |spans: &Arc<Spans>| spans.begin(self.trace.as_ref(), version, allowed, fits);
             self.span = listener.spans.as_ref().and_then(begin);
         }
+    }
+
+    /// Finds out which route of the listener it takes. To be called once, when the guard has let it pass.
+    pub(crate) fn find_route(&self) {
+        let Flight { method, target, route, .. } = &*self.flight;
+        self.connection.listener.routes.find(method.as_str(), target.path(), route);
+    }
+
+    /// What its listener has set for requests like it.
+    pub(crate) fn route(&self) -> Option<&Route> {
+        self.connection.listener.routes.get(&self.flight.route)
     }
 
     /// Notes what it goes to.
@@ -414,6 +442,7 @@ impl Cut {
             Self::Denied => denied(),
             Self::FirstByte => Fault::FirstByte(hop),
             Self::Idle => Fault::Idle(hop),
+            Self::Total => Fault::Total(hop),
         }
     }
 }
@@ -452,6 +481,7 @@ impl Drop for Ticket {
         if self.connection.listener.observed {
             let leg = flight.leg.lock().unwrap_or_else(PoisonError::into_inner).take();
             let span = self.span.take();
+            let route = self.route().and_then(|route| route.name.as_deref());
             let line = access::Line {
                 connection: &self.connection,
                 leg: leg.as_deref(),
@@ -459,6 +489,7 @@ impl Drop for Ticket {
                 trace: span.as_ref().map(|span| span.trace()).or(self.trace.as_ref()),
                 method: (!self.unread).then_some(&flight.method),
                 path: (!self.unread).then(|| flight.path()),
+                route,
                 status,
                 sent: self.sent.map_or(status, |sent| sent.as_u16()),
                 answered: self.status.is_some(),

@@ -378,7 +378,7 @@ impl FromLink {
 fn relayed(pool: &Arc<Pool>, mut body: FromLink) -> Received {
     let (sender, receiver) = mpsc::channel(1);
     // Nobody looks after a request any more whose connection has gone.
-    let idle = pool.listener().limits.idle;
+    let idle = pool.listener().limits.times.unattended();
     pool.lifecycle().spawn(async move {
         let mut to = PollSender::new(sender.clone());
         tokio::select! {

@@ -139,7 +139,7 @@ impl Drop for FromStream {
 fn upload(pool: &Arc<Pool>, body: RequestBody, sender: SendStream<Bytes>, place: &Arc<Place>) -> Upload {
     let (upload, response) = oneshot::channel();
     let place = Arc::clone(place);
-    let idle = pool.listener().limits.idle;
+    let idle = pool.listener().limits.times.unattended();
     pool.lifecycle().spawn(async move {
         let mut sending = pin!(send_body(body, sender));
         tokio::select! {

@@ -12,6 +12,7 @@ mod identity_files;
 mod interim;
 mod introductions;
 mod leavers;
+mod limits;
 mod messages;
 mod next_hops;
 mod raw_tcp;
