@@ -1,8 +1,11 @@
-//! What the data path adds to the admin endpoint: `/ready`, `/identity`, `/config`, `/decisions` and `/drain`.
+//! What the data path adds to the admin endpoint: `/ready`, `/identity`, `/config`, `/upstreams`, `/decisions` and
+//! `/drain`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_identity::IdentityWatch;
+use countersign_policy::{Operations, PathPattern};
 use countersign_runtime::Lifecycle;
 use countersign_runtime::admin::{Admin, Answer, Readiness, json, text};
 use countersign_runtime::telemetry::Metrics;
@@ -11,8 +14,12 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::config::{AcceptProxyProtocol, Admission, Config, Of, PolicyFrom, Protocol, Tracing};
+use crate::config::{
+    AcceptProxyProtocol, Admission, Ask, Check, Config, Ejection, Limits, Of, PolicyFrom, Protocol, Retry, Route,
+    Split, Times, Tracing,
+};
 use crate::decisions::Decisions;
+use crate::live::Connections;
 use crate::source::{EnforcedWatch, Waiting};
 
 /// What the admin endpoint shows.
@@ -23,13 +30,14 @@ pub(crate) struct Console {
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) ready: Vec<Box<dyn Fn() -> Readiness + Send + Sync>>,
     pub(crate) decisions: Arc<Decisions>,
+    pub(crate) connections: Arc<Connections>,
     pub(crate) lifecycle: Lifecycle,
 }
 
 impl Console {
     /// Serves until the process stops.
     pub(crate) async fn serve(self, listener: TcpListener, metrics: Metrics) {
-        let Self { config, identity, enforced, waiting, ready, decisions, lifecycle } = self;
+        let Self { config, identity, enforced, waiting, ready, decisions, connections, lifecycle } = self;
         let life = lifecycle.clone();
         let readiness = move || {
             let mut reasons: Vec<String> = waiting.iter().filter_map(Waiting::reason).collect();
@@ -47,6 +55,11 @@ impl Console {
         Admin::new(metrics, readiness)
             .route(Method::GET, "/identity", move || ready_made(show_identity(&identity)))
             .route(Method::GET, "/config", move || ready_made(show_config(&config.borrow())))
+            .route(Method::GET, "/upstreams", move || {
+                let upstreams = connections.upstreams();
+                let shown: Value = upstreams.iter().map(|upstream| upstream.show()).collect();
+                ready_made(json(StatusCode::OK, &shown))
+            })
             .route(Method::GET, "/decisions", move || ready_made(json(StatusCode::OK, &decisions.to_json())))
             .route(Method::POST, "/drain", move || {
                 life.drain();
@@ -109,9 +122,81 @@ fn show_tracing(tracing: &Tracing) -> Value {
     })
 }
 
+fn show_limits(limits: &Limits) -> Value {
+    let mut shown = json!({
+        "connections": limits.connections,
+        "requests": limits.requests,
+        "streams": limits.streams,
+        "headers": limits.headers,
+        "header_bytes": limits.header_bytes,
+        "handshake": limits.handshake.as_secs_f64(),
+        "head": limits.head.as_secs_f64(),
+        "connect": limits.connect.as_secs_f64(),
+    });
+    if let (Value::Object(shown), Value::Object(times)) = (&mut shown, show_times(&limits.times)) {
+        shown.extend(times);
+    }
+    shown
+}
+
+fn show_times(times: &Times) -> Value {
+    let shown = |limit: Option<Duration>| limit.map_or(json!("never"), |limit| json!(limit.as_secs_f64()));
+    json!({ "first_byte": shown(times.first_byte), "idle": shown(times.idle), "total": shown(times.total) })
+}
+
+fn show_route(route: &Route) -> Value {
+    let (methods, paths) = match &route.operations {
+        Operations::Http { methods, paths } => (methods.as_deref(), paths.as_deref()),
+        Operations::Tcp => (None, None),
+    };
+    let paths: Option<Vec<&str>> = paths.map(|paths| paths.iter().map(PathPattern::as_str).collect());
+    json!({ "name": route.name.as_deref(), "methods": methods, "paths": paths, "limits": show_times(&route.times) })
+}
+
+fn show_split(split: &Split) -> Value {
+    json!({
+        "percent": split.percent,
+        "to": split.to.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "identity": split.identity.to_string(),
+    })
+}
+
+fn show_ejection(ejection: &Ejection) -> Value {
+    json!({
+        "failures": ejection.failures,
+        "behind_percent": ejection.behind,
+        "backoff": ejection.backoff.as_secs_f64(),
+        "longest": ejection.longest.as_secs_f64(),
+    })
+}
+
+fn show_check(check: &Check) -> Value {
+    let (kind, asked) = match &check.ask {
+        Ask::Http(path) => ("http", json!(path)),
+        Ask::Grpc(service) => ("grpc", json!(if service.is_empty() { "all" } else { service })),
+        Ask::Connect => ("connect", json!(true)),
+    };
+    json!({
+        kind: asked,
+        "interval": check.interval.as_secs_f64(),
+        "timeout": check.timeout.as_secs_f64(),
+        "unhealthy": check.unhealthy,
+        "healthy": check.healthy,
+    })
+}
+
+fn show_retry(retry: &Retry) -> Value {
+    json!({
+        "attempts": retry.attempts,
+        "methods": retry.methods.iter().map(Method::as_str).collect::<Vec<_>>(),
+        "statuses": retry.statuses,
+        "body_bytes": retry.body_bytes,
+        "budget_percent": retry.budget_percent,
+    })
+}
+
 /// The configuration in force. It holds no secret.
 fn show_config(config: &Config) -> Answer {
-    let limits = &config.limits;
     let inbound = config.inbound.iter().map(|inbound| {
         let [rates, concurrency] = show_admission(&inbound.admission, inbound.protocol);
         json!({
@@ -124,6 +209,8 @@ fn show_config(config: &Config) -> Answer {
             "send_proxy_protocol": inbound.send_proxy_protocol.then_some("v2"),
             "rate_limits": rates,
             "concurrency": concurrency,
+            "limits": show_limits(&inbound.limits),
+            "routes": inbound.routes.iter().map(show_route).collect::<Value>(),
         })
     });
     let outbound = config.outbound.iter().map(|outbound| {
@@ -135,39 +222,35 @@ fn show_config(config: &Config) -> Answer {
             "identity": outbound.identity.to_string(),
             "protocol": outbound.protocol.as_str(),
             "paths": outbound.paths.as_str(),
+            "split": outbound.split.iter().map(show_split).collect::<Value>(),
+            "balance": outbound.balance.as_str(),
+            "ejection": show_ejection(&outbound.ejection),
+            "check": outbound.check.as_ref().map(show_check),
+            "retry": show_retry(&outbound.retry),
             "accept_proxy_protocol": show_accepted(outbound.accept_proxy_protocol.as_ref()),
             "rate_limits": rates,
             "concurrency": concurrency,
+            "limits": show_limits(&outbound.limits),
+            "routes": outbound.routes.iter().map(show_route).collect::<Value>(),
         })
     });
     let policy = match &config.policy {
         PolicyFrom::Authority => "from-authority".to_owned(),
         PolicyFrom::File(file) => file.display().to_string(),
     };
-    let seconds = |duration: std::time::Duration| duration.as_secs_f64();
     json(
         StatusCode::OK,
         &json!({
             "trust_domain": config.trust_domain.to_string(),
             "inbound": inbound.collect::<Value>(),
             "outbound": outbound.collect::<Value>(),
+            "dns": config.dns.as_ref().map(|dns| dns.servers.iter().map(ToString::to_string).collect::<Vec<_>>()),
             "policy": policy,
             "admin": { "listen": config.admin.to_string() },
-            "drain": { "grace": seconds(config.grace) },
+            "drain": { "grace": config.grace.as_secs_f64() },
             "access_log": config.access_log,
             "tracing": config.tracing.as_ref().map(show_tracing),
-            "limits": {
-                "connections": limits.connections,
-                "requests": limits.requests,
-                "streams": limits.streams,
-                "headers": limits.headers,
-                "header_bytes": limits.header_bytes,
-                "handshake": seconds(limits.handshake),
-                "head": seconds(limits.head),
-                "connect": seconds(limits.connect),
-                "first_byte": seconds(limits.first_byte),
-                "idle": seconds(limits.idle),
-            },
+            "limits": show_limits(&config.limits),
         }),
     )
 }

@@ -105,9 +105,10 @@ impl Waits {
     /// # Errors
     /// It does not come.
     pub(crate) async fn turn(self, ticket: &Ticket) -> Result<(), Fault> {
-        ticket.flight.waits(true);
+        ticket.flight.waits();
+        let began = self.began;
         let served = self.served().await;
-        ticket.flight.waits(false);
+        ticket.flight.has_waited(began.elapsed());
         ticket.serve(served?);
         Ok(())
     }

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::alive;
 use crate::buffer::ReadAhead;
 use crate::config::{Address, Limits};
 use crate::fault::{Fault, Hop};
@@ -23,12 +24,16 @@ use crate::source::Waiting;
 /// A connection with mutual TLS that we opened.
 pub(crate) type TlsStream = tokio_rustls::client::TlsStream<ReadAhead<Metered<TcpStream>>>;
 
-/// Another workload that is dialled.
-pub(crate) struct Workload {
-    addresses: Vec<Address>,
+/// How another workload is dialled, wherever it is.
+pub(crate) struct Dialer {
     expected: SpiffeId,
     identity: IdentityWatch,
     waiting: Waiting,
+    /// For HTTP/1.1, for HTTP/2, for either of them, and for bytes of which nothing is known.
+    pub(crate) http1: ClientTls,
+    pub(crate) http2: ClientTls,
+    pub(crate) either: ClientTls,
+    pub(crate) raw: ClientTls,
 }
 
 /// A connection to another workload, authenticated.
@@ -51,14 +56,11 @@ pub(crate) struct Secured {
     pub(crate) traffic: Arc<Traffic>,
 }
 
-impl Workload {
-    pub(crate) fn new(addresses: Vec<Address>, expected: SpiffeId, identity: IdentityWatch, waiting: Waiting) -> Self {
-        Self { addresses, expected, identity, waiting }
-    }
-
-    /// A dialling side for one set of protocols.
-    pub(crate) fn tls(&self, alpn: Alpn) -> ClientTls {
-        ClientTls::new(self.identity.clone(), alpn, self.expected.clone())
+impl Dialer {
+    pub(crate) fn new(expected: SpiffeId, identity: IdentityWatch, waiting: Waiting) -> Self {
+        let tls = |alpn| ClientTls::new(identity.clone(), alpn, expected.clone());
+        let [http1, http2, either, raw] = [Alpn::Http1, Alpn::Http2, Alpn::Http, Alpn::None].map(tls);
+        Self { expected, identity, waiting, http1, http2, either, raw }
     }
 
     /// The identity in force.
@@ -66,20 +68,16 @@ impl Workload {
         self.identity.borrow().clone()
     }
 
-    /// Where it is dialled.
-    pub(crate) fn address(&self) -> String {
-        join(&self.addresses)
-    }
-
-    /// Connects, makes sure who answers, and enters the connection among those that are under way.
+    /// Connects to `remote`, makes sure who answers, and enters the connection among those that are under way.
     pub(crate) async fn open(
         &self,
+        remote: SocketAddr,
         tls: &ClientTls,
         kind: Kind,
         listener: &Arc<Listener>,
         connections: &Arc<Connections>,
     ) -> Result<(Secured, Arc<Entry>), Fault> {
-        let secured = self.dial(tls, listener).await?;
+        let secured = self.dial(remote, tls, listener).await?;
         let (peer, traffic) = (Some(secured.peer.clone()), Arc::clone(&secured.traffic));
         let connection = Connection::new(Arc::clone(listener), kind, peer, secured.remote, Some(secured.tls), traffic);
         let entry = connections.enter(connection);
@@ -92,8 +90,8 @@ impl Workload {
         Ok((secured, Arc::new(entry)))
     }
 
-    /// Connects, and makes sure who answers. Each address is tried in order.
-    async fn dial(&self, tls: &ClientTls, listener: &Listener) -> Result<Secured, Fault> {
+    /// Connects, and makes sure who answers.
+    async fn dial(&self, remote: SocketAddr, tls: &ClientTls, listener: &Listener) -> Result<Secured, Fault> {
         let made = tls.current().map_err(|error| Fault::UnusableIdentity(error.to_string()))?;
         let Some(made) = made else {
             return Err(Fault::NoIdentity(self.waiting.reason().unwrap_or_default()));
@@ -103,30 +101,9 @@ impl Workload {
             return Err(Fault::Expired(expired.as_secs()));
         }
         let connector = TlsConnector::from(made.config);
-        let mut last = None;
-        let mut failures = Vec::new();
-        for address in &self.addresses {
-            for remote in resolve(address, &listener.limits, &mut failures).await {
-                let tcp = match open(remote, &listener.limits).await {
-                    Ok(tcp) => tcp,
-                    Err(reason) => {
-                        failures.push(format!("{remote}: {reason}"));
-                        continue;
-                    }
-                };
-                match handshake(&connector, tcp, remote, &made.identity, &self.expected, listener).await {
-                    Ok(secured) => return Ok(secured),
-                    Err(fault @ (Fault::WrongPeer(_) | Fault::OtherProtocol { .. })) => last = Some(fault),
-                    Err(fault) => failures.push(format!("{remote}: {fault}")),
-                }
-            }
-        }
-        // That somebody else answered says more than that nobody did elsewhere.
-        Err(last.unwrap_or_else(|| Fault::Unreachable {
-            hop: Hop::Mesh,
-            to: self.address(),
-            reason: failures.join("; "),
-        }))
+        let unreachable = |reason| Fault::Unreachable { hop: Hop::Mesh, to: remote.to_string(), reason };
+        let tcp = open(remote, &listener.limits).await.map_err(unreachable)?;
+        handshake(&connector, tcp, remote, &made.identity, &self.expected, listener).await
     }
 }
 
@@ -181,11 +158,11 @@ fn speaks_otherwise(error: &std::io::Error) -> bool {
 /// Connects to the app, which is where it is or nowhere.
 pub(crate) async fn dial_app(
     address: &Address,
-    limits: &Limits,
+    listener: &Listener,
 ) -> Result<(Metered<TcpStream>, SocketAddr, Arc<Traffic>), Fault> {
     let mut failures = Vec::new();
-    for remote in resolve(address, limits, &mut failures).await {
-        match open(remote, limits).await {
+    for remote in resolve(address, listener, &mut failures).await {
+        match open(remote, &listener.limits).await {
             Ok(tcp) => {
                 let traffic = Arc::new(Traffic::default());
                 return Ok((Metered::new(tcp, Arc::clone(&traffic)), remote, traffic));
@@ -193,7 +170,15 @@ pub(crate) async fn dial_app(
             Err(reason) => failures.push(format!("{remote}: {reason}")),
         }
     }
+    // The name may lead elsewhere by now.
+    listener.resolver.again(address);
     Err(Fault::Unreachable { hop: Hop::App, to: address.to_string(), reason: failures.join("; ") })
+}
+
+/// Whether `remote` accepts a connection.
+pub(crate) async fn reach(remote: SocketAddr, limits: &Limits) -> Result<(), Fault> {
+    let reached = open(remote, limits).await;
+    reached.map(drop).map_err(|reason| Fault::Unreachable { hop: Hop::Mesh, to: remote.to_string(), reason })
 }
 
 /// Connects to one address within the time for it.
@@ -205,22 +190,17 @@ async fn open(remote: SocketAddr, limits: &Limits) -> Result<TcpStream, String> 
     };
     // Nothing here writes in small pieces that would be worth waiting for.
     tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+    alive::ask(&tcp);
     Ok(tcp)
 }
 
 /// Every address that a name has, or none and the reason.
-async fn resolve(address: &Address, limits: &Limits, failures: &mut Vec<String>) -> Vec<SocketAddr> {
-    let (host, port) = match address {
-        Address::Socket(address) => return vec![*address],
-        Address::Name(host, port) => (host, *port),
-    };
-    let found = timeout(limits.handshake, tokio::net::lookup_host((host.as_str(), port))).await;
-    let reason = match found {
-        Ok(Ok(addresses)) => return addresses.collect(),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "DNS did not answer in time".to_owned(),
-    };
-    failures.push(format!("{host}: {reason}"));
+async fn resolve(address: &Address, listener: &Listener, failures: &mut Vec<String>) -> Vec<SocketAddr> {
+    match timeout(listener.limits.handshake, listener.resolver.addresses(address)).await {
+        Ok(Ok(addresses)) => return addresses,
+        Ok(Err(reason)) => failures.push(reason),
+        Err(_) => failures.push(format!("{address}: DNS did not answer in time")),
+    }
     Vec::new()
 }
 
@@ -247,8 +227,4 @@ pub(crate) fn facts(connection: &rustls::CommonState) -> TlsFacts {
         None => "none",
     };
     TlsFacts { version, cipher, group, resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed) }
-}
-
-fn join(addresses: &[Address]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

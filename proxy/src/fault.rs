@@ -115,6 +115,9 @@ pub(crate) enum Fault {
     /// Nothing moved for too long.
     #[error("no byte either way for too long")]
     Idle(Hop),
+    /// The request took too long.
+    #[error("the request took longer than it may in total")]
+    Total(Hop),
     /// The process ends.
     #[error("this sidecar stops")]
     Stopping,
@@ -204,6 +207,7 @@ impl Fault {
             }
             Self::FirstByte(hop) => (hop.blame(), LATE, DEADLINE_EXCEEDED, "first_byte", "no response in time"),
             Self::Idle(hop) => (hop.blame(), LATE, DEADLINE_EXCEEDED, "idle", "nothing moved for too long"),
+            Self::Total(hop) => (hop.blame(), LATE, DEADLINE_EXCEEDED, "total", "the request took too long"),
             Self::Stopping => (Local, UNSENT, UNAVAILABLE, "stopping", "the sidecar stops"),
         };
         Facts { blame, status, grpc, reason, told }
@@ -216,6 +220,14 @@ impl Fault {
             Self::Full | Self::QueueFull | Self::QueueTime => Some(SOON),
             _ => None,
         }
+    }
+
+    /// Whether another endpoint may do better.
+    pub(crate) fn is_of_endpoint(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::WrongPeer(_) | Self::OtherProtocol { .. } | Self::RefusedByPeer(_)
+        )
     }
 
     /// The answer that the caller gets.
@@ -240,6 +252,9 @@ impl Fault {
         let mut response = if as_grpc { grpc(facts.grpc, &text) } else { plain(facts.status, text) };
         let headers = response.headers_mut();
         headers.insert(FAULT, HeaderValue::from_static(facts.blame.as_str()));
+        if facts.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY, HeaderValue::from_static("safe"));
+        }
         if let Some(decision) = decision {
             headers.insert(DECISION, decision);
         }
@@ -312,6 +327,9 @@ fn rounded_up(time: Duration, millis: u128) -> HeaderValue {
 
 /// Says whose fault an answer of the sidecar is.
 pub(crate) const FAULT: HeaderName = HeaderName::from_static("x-countersign-fault");
+
+/// Says that nothing of the request was sent on, so that it may be sent again whatever its method.
+pub(crate) const RETRY: HeaderName = HeaderName::from_static("x-countersign-retry");
 
 /// The ID under which a denial is explained to those who may know.
 pub(crate) const DECISION: HeaderName = HeaderName::from_static("x-countersign-decision");

@@ -24,6 +24,7 @@ use crate::buffer::ReadAhead;
 use crate::config::{self, Address, Limits, Protocol};
 use crate::decisions::{Decisions, Denial};
 use crate::dial::{dial_app, facts};
+use crate::discovery::Resolver;
 use crate::exchange::{self, Failed};
 use crate::fast;
 use crate::fault::{Fault, Hop};
@@ -33,12 +34,12 @@ use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
 use crate::load::Place;
-use crate::pool::{Pool, Pools, Target};
 use crate::serve::{Answers, Call, serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
 use crate::spans::Spans;
 use crate::strangers::{self, Stranger};
 use crate::tunnel;
+use crate::upstream::Upstream;
 
 /// One inbound listener.
 pub(crate) struct Inbound {
@@ -53,13 +54,14 @@ pub(crate) struct Inbound {
     decisions: Arc<Decisions>,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
-    /// To the app.
-    pools: Pools,
+    /// The app.
+    upstream: Arc<Upstream>,
 }
 
 /// What listeners work with.
 pub(crate) struct Shared {
     pub(crate) identity: IdentityWatch,
+    pub(crate) resolver: Arc<Resolver>,
     pub(crate) enforced: EnforcedWatch,
     pub(crate) decisions: Arc<Decisions>,
     pub(crate) connections: Arc<Connections>,
@@ -93,9 +95,9 @@ impl Inbound {
         };
         // What the app speaks is what the listener declares, whatever the caller sends: gRPC knows HTTP/2 alone, and every
         // other app HTTP/1.1.
-        let target = Target::App { address: config.app.clone(), http2: config.protocol == Protocol::Grpc };
         let owner = Arc::clone(&listener);
-        let pools = Pools::new(target, owner, &shared.connections, &shared.lifecycle, shared.workers.count());
+        let Shared { connections, lifecycle, workers, .. } = shared;
+        let upstream = Upstream::app(&config.app, config.protocol, owner, connections, lifecycle, workers.count());
         Arc::new(Self {
             listener,
             protocol: config.protocol,
@@ -107,7 +109,7 @@ impl Inbound {
             decisions: Arc::clone(&shared.decisions),
             connections: Arc::clone(&shared.connections),
             lifecycle: shared.lifecycle.clone(),
-            pools,
+            upstream,
         })
     }
 
@@ -283,14 +285,14 @@ impl Answers for Caller {
         if let Err(failed) = admission::admit(&ticket).await {
             return self.failed(ticket, failed, as_grpc);
         }
-        let pool = fast::Route::pool(&*self);
+        let to = (&*self.inbound.upstream, self.seat.worker());
         let prepare = |headers: &mut HeaderMap| {
             if let Some(client_cert) = &self.client_cert {
                 headers.insert(CLIENT_CERT, client_cert.clone());
             }
         };
         let clean = guard::headers::sanitize_response;
-        let forwarded = exchange::forward(call, ticket, pool, prepare, clean).await;
+        let forwarded = exchange::forward(call, ticket, to, prepare, clean).await;
         match forwarded {
             Ok(response) => response,
             Err((ticket, failed)) => self.failed(ticket, failed, as_grpc),
@@ -302,6 +304,7 @@ impl Caller {
     /// The guard, then the policy.
     fn admit(&self, call: &Call, ticket: &mut Ticket) -> Result<(), Fault> {
         call.check(&self.inbound.listener).map_err(Fault::Refused)?;
+        ticket.find_route();
         // It was told to send no more, but over HTTP/2 what it sends is taken until it answers a PING (RFC 9113, 6.8).
         if self.entry.connection.is_ending() && UnixTime::now() > self.peer.not_after() {
             return Err(Fault::Untrusted);
@@ -336,7 +339,7 @@ impl Caller {
         let carried = async {
             self.inbound.authorize(&self.peer, Action::Tcp)?;
             let _served = admission::admit_raw(connection).await?;
-            let (mut app, ..) = dial_app(&self.inbound.app, &self.inbound.listener.limits).await?;
+            let (mut app, ..) = dial_app(&self.inbound.app, &self.inbound.listener).await?;
             if self.inbound.send_proxy_protocol {
                 // Without it the app would take for it what the peer sends.
                 let header = destination
@@ -375,8 +378,16 @@ impl fast::Route for Caller {
         self.client_cert.as_ref()
     }
 
-    fn pool(&self) -> &Arc<Pool> {
-        self.inbound.pools.of(self.seat.worker())
+    fn next(&self) -> &Arc<Upstream> {
+        &self.inbound.upstream
+    }
+
+    fn hop(&self) -> Hop {
+        Hop::App
+    }
+
+    fn worker(&self) -> usize {
+        self.seat.worker()
     }
 
     fn denied_since(&self, ticket: &Ticket) -> Fault {

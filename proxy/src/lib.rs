@@ -12,10 +12,12 @@ mod accept;
 mod access;
 mod admin;
 mod admission;
+mod alive;
 mod buffer;
 mod config;
 mod decisions;
 mod dial;
+mod discovery;
 mod exchange;
 mod fast;
 mod fault;
@@ -33,6 +35,7 @@ mod outbound;
 mod pool;
 mod proxy;
 mod quota;
+mod routes;
 mod send;
 mod serve;
 mod source;
@@ -41,12 +44,13 @@ mod strangers;
 mod telemetry;
 mod trace;
 mod tunnel;
+mod upstream;
 mod watched;
 mod websocket;
 
 pub use config::{
-    AcceptProxyProtocol, Address, AddressError, Admission, Concurrency, Config, Inbound, Limits, Of, Outbound,
-    PolicyFrom, Protocol, Rate, Tracing,
+    AcceptProxyProtocol, Address, AddressError, Admission, Ask, Balance, Check, Concurrency, Config, Dns, Ejection,
+    Inbound, Limits, Of, Outbound, PolicyFrom, Protocol, Rate, Retry, Route, Split, Times, Tracing,
 };
 pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;

@@ -13,14 +13,16 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::{Door, accept};
-use crate::config::{self, Config, Limits};
-use crate::dial::Workload;
+use crate::config::{self, Config};
+use crate::dial::Dialer;
+use crate::discovery::follow;
 use crate::inbound::{Inbound, Shared};
 use crate::listener::{Common, Listener};
 use crate::load::Load;
-use crate::outbound::Outbound;
+use crate::outbound::{Outbound, Upstreams};
 use crate::proxy::ProxyError;
 use crate::source::Waiting;
+use crate::upstream::Upstream;
 
 /// The listeners of the process.
 pub(crate) struct Listeners {
@@ -35,14 +37,13 @@ pub(crate) struct Listeners {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Plan {
     listener: Entry,
-    limits: Limits,
     access_log: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Entry {
-    Inbound(config::Inbound),
-    Outbound(config::Outbound),
+    Inbound(Box<config::Inbound>),
+    Outbound(Box<config::Outbound>),
 }
 
 struct Running {
@@ -55,9 +56,9 @@ struct Running {
 
 impl Plan {
     fn of(config: &Config) -> Vec<Self> {
-        let inbound = config.inbound.iter().cloned().map(Entry::Inbound);
-        let outbound = config.outbound.iter().cloned().map(Entry::Outbound);
-        let plan = |listener| Self { listener, limits: config.limits, access_log: config.access_log };
+        let inbound = config.inbound.iter().cloned().map(Box::new).map(Entry::Inbound);
+        let outbound = config.outbound.iter().cloned().map(Box::new).map(Entry::Outbound);
+        let plan = |listener| Self { listener, access_log: config.access_log };
         inbound.chain(outbound).map(plan).collect()
     }
 
@@ -148,9 +149,10 @@ impl Listeners {
 
     fn start(&mut self, plan: Plan, socket: Arc<TcpListener>) -> Running {
         let load = self.load(plan.name());
-        let Shared { identity, connections, lifecycle, workers, spans, .. } = &self.shared;
-        let (access_log, limits, spans) = (plan.access_log, plan.limits, spans.clone());
-        let common = Common { identity: identity.clone(), limits, load, access_log, spans };
+        let Shared { identity, resolver, connections, lifecycle, workers, spans, .. } = &self.shared;
+        let (access_log, spans) = (plan.access_log, spans.clone());
+        let resolver = Arc::clone(resolver);
+        let common = Common { identity: identity.clone(), resolver: Arc::clone(&resolver), load, access_log, spans };
         let ended = CancellationToken::new();
         let at = socket.local_addr().unwrap_or_else(|_| plan.address());
         let door = |listener| Door {
@@ -169,10 +171,18 @@ impl Listeners {
             }
             Entry::Outbound(config) => {
                 let listener = Listener::outbound(config, common);
-                let (to, expected) = (config.to.clone(), config.identity.clone());
-                let workload = Workload::new(to, expected, identity.clone(), self.waiting.clone());
-                let (listening, protocol) = (Arc::clone(&listener), config.protocol);
-                let outbound = Outbound::new(listening, protocol, workload, connections, lifecycle, workers.count());
+                let upstream = |config: &config::Outbound| {
+                    let dialer = Dialer::new(config.identity.clone(), identity.clone(), self.waiting.clone());
+                    let discovery = follow(config.to.clone(), Arc::clone(&resolver), lifecycle);
+                    let (listener, count) = (Arc::clone(&listener), workers.count());
+                    Upstream::mesh(dialer, config, discovery, listener, connections, lifecycle, count)
+                };
+                let part = |split: &config::Split| {
+                    let (to, identity) = (split.to.clone(), split.identity.clone());
+                    (split.percent, upstream(&config::Outbound { to, identity, ..(**config).clone() }))
+                };
+                let upstreams = Upstreams { main: upstream(config), parts: config.split.iter().map(part).collect() };
+                let outbound = Outbound::new(Arc::clone(&listener), config.protocol, upstreams, connections, lifecycle);
                 let serve = move |accepted| Arc::clone(&outbound).serve(accepted);
                 (Arc::clone(&listener), lifecycle.spawn(accept(door(listener), serve)))
             }

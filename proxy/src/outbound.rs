@@ -5,9 +5,7 @@
 
 use std::sync::Arc;
 
-use countersign_identity::ClientTls;
-use countersign_identity::tls::Alpn;
-use countersign_runtime::Lifecycle;
+use countersign_runtime::{Lifecycle, Seat};
 use http::{HeaderValue, Response};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -15,7 +13,6 @@ use tokio::time::{sleep, timeout};
 use crate::accept::Accepted;
 use crate::admission::{self, Waits};
 use crate::config::Protocol;
-use crate::dial::Workload;
 use crate::exchange::{self, Failed};
 use crate::fast;
 use crate::fault::{Fault, Hop};
@@ -23,50 +20,61 @@ use crate::guard;
 use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
-use crate::pool::{Pool, Pools, Target};
 use crate::serve::{Answers, Call, serve_http1, serve_http2};
 use crate::tunnel;
+use crate::upstream::Upstream;
 
 /// One outbound listener.
 pub(crate) struct Outbound {
     listener: Arc<Listener>,
     protocol: Protocol,
-    to: To,
+    upstreams: Upstreams,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
 }
 
-enum To {
-    /// Requests go over pooled connections.
-    Pool(Pools),
-    /// Each connection goes over one of its own.
-    Each { workload: Workload, tls: ClientTls },
+/// What the requests of a listener go to: most of them to one workload, and perhaps parts of them to others.
+pub(crate) struct Upstreams {
+    pub(crate) main: Arc<Upstream>,
+    /// With how many of a hundred requests go there.
+    pub(crate) parts: Vec<(u32, Arc<Upstream>)>,
+}
+
+impl Upstreams {
+    /// What the next request goes to.
+    fn next(&self) -> &Arc<Upstream> {
+        if self.parts.is_empty() {
+            return &self.main;
+        }
+        let mut drawn = rand::random_range(0..100);
+        for (percent, part) in &self.parts {
+            if drawn < *percent {
+                return part;
+            }
+            drawn -= percent;
+        }
+        &self.main
+    }
 }
 
 /// A connection of the app.
 struct App {
     outbound: Arc<Outbound>,
-    pool: Arc<Pool>,
     entry: Entry,
+    /// Its place with the worker that serves it.
+    seat: Seat,
 }
 
 impl Outbound {
     pub(crate) fn new(
         listener: Arc<Listener>,
         protocol: Protocol,
-        workload: Workload,
+        upstreams: Upstreams,
         connections: &Arc<Connections>,
         lifecycle: &Lifecycle,
-        workers: usize,
     ) -> Arc<Self> {
-        let to = match protocol {
-            Protocol::Tcp => To::Each { tls: workload.tls(Alpn::None), workload },
-            Protocol::Http | Protocol::Grpc => {
-                let target = Target::mesh(workload, protocol);
-                To::Pool(Pools::new(target, Arc::clone(&listener), connections, lifecycle, workers))
-            }
-        };
-        Arc::new(Self { listener, protocol, to, connections: Arc::clone(connections), lifecycle: lifecycle.clone() })
+        let (connections, lifecycle) = (Arc::clone(connections), lifecycle.clone());
+        Arc::new(Self { listener, protocol, upstreams, connections, lifecycle })
     }
 
     /// Serves one connection of the app until it ends.
@@ -78,38 +86,33 @@ impl Outbound {
         let kind = if self.protocol == Protocol::Tcp { Kind::Tcp } else { Kind::Http };
         let connection = Connection::new(Arc::clone(&self.listener), kind, None, remote, None, Arc::clone(&traffic));
         let entry = self.connections.enter(connection);
-        match &self.to {
-            To::Each { workload, tls } => {
-                Box::pin(self.carry(&entry, Metered::new(tcp, traffic), workload, tls)).await;
-            }
-            To::Pool(pools) => {
-                let preface = async { self.protocol == Protocol::Grpc || speaks_http2(&tcp).await };
-                let within = timeout(self.listener.limits.head, preface);
-                let http2 = match entry.connection.unless_closed(within).await {
-                    Some(Ok(http2)) => http2,
-                    Some(Err(_)) => return self.listener.metrics.ended("head"),
-                    None => return,
-                };
-                let (outbound, to) = (Arc::clone(&self), Arc::clone(pools.of(seat.worker())));
-                let app = Arc::new(App { outbound, pool: to, entry });
-                let (connection, io) = (&app.entry.connection, Metered::new(tcp, traffic));
-                if http2 {
-                    let websockets = self.protocol == Protocol::Http;
-                    Box::pin(serve_http2(connection, io, &self.lifecycle, websockets, &app)).await;
-                } else if let Some(left) = fast::serve(io, connection, &*app).await {
-                    Box::pin(serve_http1(connection, left, &app)).await;
-                }
-            }
+        if self.protocol == Protocol::Tcp {
+            return Box::pin(self.carry(&entry, Metered::new(tcp, traffic), &seat)).await;
+        }
+        let preface = async { self.protocol == Protocol::Grpc || speaks_http2(&tcp).await };
+        let within = timeout(self.listener.limits.head, preface);
+        let http2 = match entry.connection.unless_closed(within).await {
+            Some(Ok(http2)) => http2,
+            Some(Err(_)) => return self.listener.metrics.ended("head"),
+            None => return,
+        };
+        let app = Arc::new(App { outbound: Arc::clone(&self), entry, seat });
+        let (connection, io) = (&app.entry.connection, Metered::new(tcp, traffic));
+        if http2 {
+            let websockets = self.protocol == Protocol::Http;
+            Box::pin(serve_http2(connection, io, &self.lifecycle, websockets, &app)).await;
+        } else if let Some(left) = fast::serve(io, connection, &*app).await {
+            Box::pin(serve_http1(connection, left, &app)).await;
         }
     }
 
     /// Carries bytes of which nothing is known; the other side may speak first.
-    async fn carry(&self, entry: &Entry, app: Metered<TcpStream>, workload: &Workload, tls: &ClientTls) {
+    async fn carry(&self, entry: &Entry, app: Metered<TcpStream>, seat: &Seat) {
         let connection = &entry.connection;
         let carried = async {
             let _served = admission::admit_raw(connection).await?;
-            let (secured, next) = workload.open(tls, Kind::Relayed, &self.listener, &self.connections).await?;
-            let copied = next.connection.unless_closed(tunnel::copy(app, secured.stream)).await;
+            let (_turn, stream, next) = self.upstreams.next().raw(seat.worker()).await?;
+            let copied = next.connection.unless_closed(tunnel::copy(app, stream)).await;
             copied.ok_or(Fault::Untrusted)
         };
         match connection.unless_closed(carried).await {
@@ -128,12 +131,14 @@ impl Answers for App {
         if let Err(refused) = call.check(&self.outbound.listener) {
             return exchange::settle(ticket, &Fault::Refused(refused), as_grpc);
         }
+        ticket.find_route();
         if let Err(failed) = admission::admit(&ticket).await {
             return self.failed(ticket, failed, as_grpc);
         }
         // What the other sidecar says of a fault or a denial is for the app to know.
         let clean = guard::headers::remove_hop_by_hop;
-        match exchange::forward(call, ticket, &self.pool, |_| {}, clean).await {
+        let to = (&**self.outbound.upstreams.next(), self.seat.worker());
+        match exchange::forward(call, ticket, to, |_| {}, clean).await {
             Ok(response) => response,
             Err((ticket, failed)) => self.failed(ticket, failed, as_grpc),
         }
@@ -160,8 +165,16 @@ impl fast::Route for App {
         None
     }
 
-    fn pool(&self) -> &Arc<Pool> {
-        &self.pool
+    fn next(&self) -> &Arc<Upstream> {
+        self.outbound.upstreams.next()
+    }
+
+    fn hop(&self) -> Hop {
+        Hop::Mesh
+    }
+
+    fn worker(&self) -> usize {
+        self.seat.worker()
     }
 
     fn denied_since(&self, _ticket: &Ticket) -> Fault {

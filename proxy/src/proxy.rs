@@ -15,8 +15,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Console;
-use crate::config::{Address, Config, PolicyFrom};
+use crate::config::{Config, PolicyFrom};
 use crate::decisions::Decisions;
+use crate::discovery::Resolver;
 use crate::inbound::Shared;
 use crate::listeners::Listeners;
 use crate::live::{Connections, Kind, Reviewer, review};
@@ -85,8 +86,10 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     let connections = Arc::new(Connections::default());
     let decisions = Arc::new(Decisions::new());
     let spans = current.tracing.as_ref().and_then(|tracing| Spans::start(tracing, identity.clone()));
+    let resolver = Resolver::start(current.dns.as_ref(), &lifecycle);
     let shared = Shared {
         identity: identity.clone(),
+        resolver: Arc::clone(&resolver),
         enforced: enforced.clone(),
         decisions: Arc::clone(&decisions),
         connections: Arc::clone(&connections),
@@ -139,6 +142,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         waiting: vec![awaiting_identity, awaiting_policy.clone()],
         ready,
         decisions,
+        connections: Arc::clone(&connections),
         lifecycle: lifecycle.clone(),
     };
     lifecycle.spawn(console.serve(admin, metrics));
@@ -160,6 +164,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         }
         reloaded("accepted");
         refused = false;
+        resolver.take_up(newest.dns.as_ref());
         if newest.policy != current.policy {
             following.cancel();
             following = follow_policy(&newest.policy);
@@ -177,7 +182,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         in_force.send_replace(Arc::clone(&newest));
         current = newest;
     }
-    drain(&mut listeners, &connections, &current, &lifecycle, spans.as_deref()).await;
+    drain(&mut listeners, &connections, &current, &resolver, &lifecycle, spans.as_deref()).await;
     if let Some(spans) = spans {
         let left = tokio::select! {
             biased;
@@ -200,6 +205,7 @@ async fn drain(
     listeners: &mut Listeners,
     connections: &Connections,
     config: &Config,
+    resolver: &Arc<Resolver>,
     lifecycle: &Lifecycle,
     spans: Option<&Spans>,
 ) {
@@ -220,7 +226,7 @@ async fn drain(
             // An app without an address cannot be asked; one that holds no connection for a while needs us no more.
             config.outbound.is_empty() || quiet_since.elapsed() >= QUIET
         } else {
-            is_gone(config).await
+            is_gone(config, resolver).await
         };
         if inbound == 0 && app_is_gone {
             tracing::info!("drained");
@@ -238,13 +244,11 @@ async fn drain(
 }
 
 /// Whether no address of the app accepts a connection any more.
-async fn is_gone(config: &Config) -> bool {
+async fn is_gone(config: &Config, resolver: &Arc<Resolver>) -> bool {
     for inbound in &config.inbound {
         let connects = async {
-            match &inbound.app {
-                Address::Socket(address) => TcpStream::connect(address).await,
-                Address::Name(host, port) => TcpStream::connect((host.as_str(), *port)).await,
-            }
+            let addresses = resolver.addresses(&inbound.app).await.map_err(std::io::Error::other)?;
+            TcpStream::connect(&*addresses).await
         };
         // An app that does not answer in time is busy, not gone.
         if !matches!(timeout(config.limits.connect, connects).await, Ok(Err(_))) {

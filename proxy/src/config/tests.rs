@@ -35,7 +35,7 @@ fn every_key_is_read() {
     assert_eq!((config.inbound[0].paths, config.outbound[0].paths), (Paths::Encoded, Paths::Strict));
     assert_eq!(config.grace, Duration::from_secs(5));
     assert_eq!(config.limits.requests, 7);
-    assert_eq!((config.limits.connections, config.limits.idle), (5, Duration::from_secs(3600)));
+    assert_eq!((config.limits.connections, config.limits.times.idle), (5, Some(Duration::from_secs(3600))));
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_proxy_header_is_taken_from_named_networks_and_sent_over_connections_that_ar
 fn every_mistake_is_named_in_one_run() {
     let error = read(
         "inbound:\n- { nam: a, listen: nowhere, app: b, protocol: htp }\n\
-         outbound:\n- { name: 'b c', listen: 127.0.0.1:1, to: srv://b, identity: ns/b, protocol: postgres }\n\
+         outbound:\n- { name: 'b c', listen: 127.0.0.1:1, to: srv://b:1, identity: ns/b, protocol: postgres }\n\
          limits: { connections: 0 }\n",
     )
     .unwrap_err();
@@ -122,7 +122,7 @@ fn every_mistake_is_named_in_one_run() {
         "inbound[0].app",
         "\"htp\" is not one of http, grpc, tcp; did you mean \"http\"?",
         "outbound[0].name",
-        "srv:// is not taken",
+        "srv:// takes a DNS name and no port",
         "neither a SPIFFE ID nor a path",
         "tcp carries it as it is",
         "limits.connections",
@@ -136,9 +136,45 @@ fn addresses_that_cannot_be_dialled_are_refused() {
     for text in ["a", "a:0", "a:70000", "10.0.0.256:1", "a b:1", "::1:80", "[::1]:0", ":1", "a..b:1"] {
         assert!(text.parse::<Address>().is_err(), "{text}");
     }
-    for text in ["a:1", "a.b.:1", "a_b-c:1", "1.2.3.4:1", "[::1]:1"] {
+    for text in ["srv://", "srv://a:1", "srv://a/b", "srv://a..b"] {
+        assert_eq!(text.parse::<Address>(), Err(AddressError::Srv), "{text}");
+    }
+    for text in ["a:1", "a.b.:1", "a_b-c:1", "1.2.3.4:1", "[::1]:1", "srv://_mesh._tcp.a.b", "srv://web.service.test."]
+    {
         assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
     }
+}
+
+#[test]
+fn srv_records_are_for_upstreams_alone() {
+    let app =
+        "inbound:\n- { name: a, listen: 0.0.0.0:1, app: 'srv://_a._tcp.b', protocol: http, allow_remote: true }\n";
+    assert!(read(app).unwrap_err().contains("the app is one address: write host:port"));
+    let tracing = "tracing: { endpoint: 'http://srv://_a._tcp.b', allow_remote: true }";
+    assert!(read(tracing).unwrap_err().contains("must be http://host:port"));
+}
+
+#[test]
+fn dns_servers_are_addresses_with_the_port_of_dns_unless_given() {
+    let servers = |servers: &str| read(&format!("dns: {{ servers: {servers} }}"));
+    let given = servers("[10.0.0.53, '127.0.0.1:5353', '::1', '[::1]:5353']").unwrap().dns.unwrap().servers;
+    let given: Vec<_> = given.iter().map(ToString::to_string).collect();
+    assert_eq!(given, ["10.0.0.53:53", "127.0.0.1:5353", "[::1]:53", "[::1]:5353"]);
+    assert_eq!(servers("10.0.0.53").unwrap().dns.unwrap().servers.len(), 1);
+    for (written, said) in [
+        ("[]", "names no server"),
+        ("dns.internal", "is not the address of a DNS server"),
+        ("'10.0.0.53:0'", "is not the address of one server"),
+        ("[0.0.0.0]", "is not the address of one server"),
+        ("'[fe80::1%1]:53'", "the zone of an address is not taken"),
+        ("[1.1.1.1, 1.1.1.2, 1.1.1.3, 1.1.1.4, 1.1.1.5, 1.1.1.6, 1.1.1.7, 1.1.1.8, 1.1.1.9]", "at most 8"),
+    ] {
+        let error = servers(written).unwrap_err();
+        assert!(error.contains("dns.servers") && error.contains(said), "{written}: {error}");
+    }
+    let error = read("dns: { sever: 10.0.0.53 }").unwrap_err();
+    assert!(error.contains("key \"servers\" is missing") && error.contains("unknown key \"sever\""), "{error}");
+    assert_eq!(read("{}").unwrap().dns, None);
 }
 
 #[test]
@@ -176,5 +212,71 @@ fn a_collector_is_http_with_host_and_port_and_nothing_else() {
     let error = read("tracing: { sampel: 1, service: '' }").unwrap_err();
     for said in ["key \"endpoint\" is missing", "did you mean \"sample\"?", "tracing.service: has no value"] {
         assert!(error.contains(said), "{error}");
+    }
+}
+
+/// What is wrong with an outbound listener that says `more`.
+fn outbound(protocol: &str, more: &str) -> Result<Config, String> {
+    read(&format!(
+        "outbound:\n- {{ name: a, listen: 127.0.0.1:1, to: [b:1, c:1], identity: /b, protocol: {protocol}, {more} }}\n"
+    ))
+}
+
+#[test]
+fn endpoints_are_spread_over_ejected_and_asked_by_default_as_is_best_for_most() {
+    let of = |protocol| outbound(protocol, "allow_remote: false");
+    let http = &of("http").unwrap().outbound[0];
+    assert_eq!((http.balance, &http.check), (Balance::PeakEwma, &None));
+    assert_eq!((http.ejection, &http.retry), (Ejection::default(), &Retry::default()));
+    assert_eq!(of("tcp").unwrap().outbound[0].balance, Balance::LeastConnections);
+}
+
+#[test]
+fn what_is_said_of_endpoints_is_read() {
+    let config = outbound(
+        "http",
+        "balance: least_request, ejection: { failures: off, behind_percent: 10, backoff: 2s, longest: 1m }, \
+         check: { http: /healthz, interval: 5s, timeout: 1s, unhealthy: 2, healthy: 3 }, \
+         retry: { attempts: 2, methods: [GET, POST], statuses: [502, 503], body_bytes: 1000, budget_percent: 5 }",
+    );
+    let outbound = config.unwrap().outbound.remove(0);
+    let seconds = Duration::from_secs;
+    assert_eq!(outbound.balance, Balance::LeastRequest);
+    let ejection = Ejection { failures: None, behind: Some(10), backoff: seconds(2), longest: seconds(60) };
+    assert_eq!(outbound.ejection, ejection);
+    let (ask, interval, timeout) = (Ask::Http("/healthz".into()), seconds(5), seconds(1));
+    assert_eq!(outbound.check, Some(Check { ask, interval, timeout, unhealthy: 2, healthy: 3 }));
+    assert_eq!((outbound.retry.attempts, outbound.retry.body_bytes, outbound.retry.budget_percent), (2, 1000, 5));
+    assert_eq!(outbound.retry.statuses, [502, 503]);
+}
+
+#[test]
+fn what_makes_no_sense_of_endpoints_is_refused_with_the_mend() {
+    for (protocol, more, says) in [
+        ("http", "balance: fastest", "\"fastest\" is not one of peak_ewma, least_request"),
+        ("tcp", "balance: peak_ewma", "write least_connections or round_robin"),
+        ("http", "balance: least_connections", "write least_request"),
+        ("http", "ejection: { failures: 0 }", "ejection.failures"),
+        ("http", "ejection: { backoff: 10s, longest: 1s }", "is shorter than the backoff"),
+        ("http", "ejection: never", "\"never\" is not one of off"),
+        ("http", "check: { interval: 1s }", "must have one of the keys http, grpc, connect"),
+        ("http", "check: { http: health }", "is no path like /health"),
+        ("http", "check: { grpc: all }", "write http: /path"),
+        ("grpc", "check: { http: /health }", "write grpc: all"),
+        ("tcp", "check: { http: /health }", "write connect: true"),
+        ("tcp", "check: { connect: false }", "is true, or not written at all"),
+        ("http", "check: { http: /health, interval: 0s }", "check.interval"),
+        ("http", "retry: { attempts: 0 }", "retry.attempts"),
+        ("http", "retry: { attempts: 1000000 }", "retry.attempts"),
+        ("http", "retry: { statuses: [200] }", "retry.statuses[0]"),
+        ("http", "retry: { methods: [get] }", "methods are written like GET"),
+        ("http", "retry: { body: 1 }", "unknown key"),
+        ("tcp", "retry: off", "no requests are known"),
+        ("http", "split: [{ percent: 60, to: d:1 }, { percent: 41, to: e:1 }]", "takes 101 of a hundred requests"),
+        ("http", "split: [{ percent: 0, to: d:1 }]", "split[0].percent"),
+        ("http", "split: [{ percent: 5 }]", "split[0]"),
+    ] {
+        let error = outbound(protocol, more).unwrap_err();
+        assert!(error.contains(says) && error.contains("sidecar.yaml:2"), "{more}: {error}");
     }
 }

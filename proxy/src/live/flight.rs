@@ -15,13 +15,16 @@ use http::{Method, StatusCode, Version};
 use super::connection::Connection;
 use super::unless::Unless;
 use crate::access;
+use crate::config::Route;
 use crate::fault::{Blame, Facts, Fault, Hop};
 use crate::load::Place;
 use crate::load::queue::Served;
+use crate::routes::Taken;
 use crate::source::Outcome;
 use crate::spans::{self, Span, Spans};
 use crate::telemetry::Ended;
 use crate::trace::Trace;
+use crate::upstream::{Called, Upstream};
 
 /// Why a request is ended by order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub(crate) enum Cut {
     FirstByte = 2,
     /// Nothing moved for too long.
     Idle = 3,
+    /// It took too long.
+    Total = 4,
 }
 
 /// A path and perhaps a query.
@@ -59,6 +64,8 @@ pub(crate) struct Flight {
     pub(crate) method: Method,
     /// The target as it was received.
     pub(crate) target: Target,
+    /// What its listener has set for it.
+    pub(crate) route: Taken,
     started: Instant,
     cut: AtomicU8,
     response: AtomicWaker,
@@ -69,6 +76,8 @@ pub(crate) struct Flight {
     answered: AtomicBool,
     /// It waits for its turn: no time counts that is not its own.
     waits: AtomicBool,
+    /// For how many microseconds it has waited for its turn.
+    waited: AtomicU64,
     /// It has taken its connection over: its bytes are counted there alone.
     upgraded: AtomicBool,
     /// Bytes of the request and the response body.
@@ -96,6 +105,11 @@ impl Flight {
         self.target.path()
     }
 
+    /// When its head was there.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Ends it.
     pub(crate) fn cut(&self, reason: Cut) {
         if self.cut.compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Acquire).is_ok() {
@@ -110,6 +124,7 @@ impl Flight {
             1 => Some(Cut::Denied),
             2 => Some(Cut::FirstByte),
             3 => Some(Cut::Idle),
+            4 => Some(Cut::Total),
             _ => None,
         }
     }
@@ -164,6 +179,12 @@ impl Flight {
         (gap > 0).then(|| Duration::from_micros(gap))
     }
 
+    /// Notes that it goes again from its beginning.
+    pub(crate) fn goes_again(&self) {
+        self.up.store(0, Ordering::Relaxed);
+        self.uploaded.store(false, Ordering::Release);
+    }
+
     /// Notes that the request body has ended.
     pub(crate) fn upload_ended(&self) {
         self.uploaded.store(true, Ordering::Release);
@@ -196,9 +217,15 @@ impl Flight {
         self.upgraded.store(true, Ordering::Release);
     }
 
-    /// Notes whether it waits for its turn.
-    pub(crate) fn waits(&self, waits: bool) {
-        self.waits.store(waits, Ordering::Release);
+    /// Notes that it waits for its turn.
+    pub(crate) fn waits(&self) {
+        self.waits.store(true, Ordering::Release);
+    }
+
+    /// Notes for how long it waited for its turn, which is over.
+    pub(crate) fn has_waited(&self, took: Duration) {
+        self.waited.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.waits.store(false, Ordering::Release);
     }
 
     pub(super) fn is_waiting(&self) -> bool {
@@ -210,23 +237,35 @@ impl Flight {
         self.uploaded.load(Ordering::Acquire)
     }
 
+    /// Whether it has taken its connection over.
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.upgraded.load(Ordering::Acquire)
+    }
+
+    /// How long it has gone on at `now`, without its wait for a turn.
+    pub(super) fn lasts(&self, now: Instant) -> Duration {
+        if self.is_waiting() {
+            return Duration::ZERO;
+        }
+        let waited = Duration::from_micros(self.waited.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.started).saturating_sub(waited)
+    }
+
     /// A look at it, once a second: for how many looks it has waited for the response to begin, and for how many
-    /// nothing has moved. The time for the first byte begins when the request was sent.
+    /// nothing has moved, which is not asked of one that waits. The time for the first byte begins when the request was
+    /// sent. None is counted too early.
     pub(super) fn look(&self) -> (u32, u32) {
         if self.is_waiting() {
             return (0, 0);
         }
-        let unanswered = if self.has_uploaded() && !self.answered.load(Ordering::Acquire) {
-            self.unanswered.fetch_add(1, Ordering::Relaxed)
-        } else {
-            0
-        };
+        let waits = self.has_uploaded() && !self.answered.load(Ordering::Acquire);
+        let unanswered = if waits { self.unanswered.fetch_add(1, Ordering::Relaxed) } else { 0 };
         let moved = self.up.load(Ordering::Relaxed) + self.down.load(Ordering::Relaxed);
-        if self.seen.swap(moved, Ordering::Relaxed) != moved || self.upgraded.load(Ordering::Acquire) {
+        if self.seen.swap(moved, Ordering::Relaxed) != moved || waits || self.is_tunnel() {
             self.quiet.store(0, Ordering::Relaxed);
             return (unanswered, 0);
         }
-        (unanswered, self.quiet.fetch_add(1, Ordering::Relaxed))
+        (unanswered, self.quiet.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     /// A look at a request that was ended by order: for how many looks it has gone on since.
@@ -267,6 +306,8 @@ pub(crate) struct Ticket {
     /// Where it came in.
     pub(crate) connection: Arc<Connection>,
     entered: Arc<Entered>,
+    /// Who is called, if that is somebody else than the listener says.
+    called: Option<Arc<Called>>,
     /// What the policy said.
     pub(crate) outcome: Option<Outcome>,
     /// Whether its head could not be read, so that method and path are none of the caller's.
@@ -292,6 +333,7 @@ impl Ticket {
         let flight = Arc::new(Flight {
             method,
             target,
+            route: Taken::none(),
             started: Instant::now(),
             cut: AtomicU8::new(0),
             response: AtomicWaker::new(),
@@ -299,12 +341,14 @@ impl Ticket {
             uploaded: AtomicBool::new(without_body),
             answered: AtomicBool::new(false),
             waits: AtomicBool::new(false),
+            waited: AtomicU64::new(0),
             upgraded: AtomicBool::new(false),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             last_piece: AtomicU64::new(0),
             longest_gap: AtomicU64::new(0),
-            seen: AtomicU64::new(0),
+            // It has moved when it came.
+            seen: AtomicU64::new(u64::MAX),
             quiet: AtomicU32::new(0),
             unanswered: AtomicU32::new(0),
             lingering: AtomicU32::new(0),
@@ -321,6 +365,7 @@ impl Ticket {
             flight,
             connection,
             entered,
+            called: None,
             outcome: None,
             unread: false,
             trace: None,
@@ -354,6 +399,22 @@ impl Ticket {
             let begin = |spans: &Arc<Spans>| spans.begin(self.trace.as_ref(), version, allowed, fits);
             self.span = listener.spans.as_ref().and_then(begin);
         }
+    }
+
+    /// Finds out which route of the listener it takes. To be called once, when the guard has let it pass.
+    pub(crate) fn find_route(&self) {
+        let Flight { method, target, route, .. } = &*self.flight;
+        self.connection.listener.routes.find(method.as_str(), target.path(), route);
+    }
+
+    /// What its listener has set for requests like it.
+    pub(crate) fn route(&self) -> Option<&Route> {
+        self.connection.listener.routes.get(&self.flight.route)
+    }
+
+    /// Notes what it goes to.
+    pub(crate) fn goes_to(&mut self, upstream: &Upstream) {
+        self.called = upstream.called().cloned();
     }
 
     /// Leaves no record: the request is entered anew by who goes on with it.
@@ -418,6 +479,7 @@ impl Cut {
             Self::Denied => denied(),
             Self::FirstByte => Fault::FirstByte(hop),
             Self::Idle => Fault::Idle(hop),
+            Self::Total => Fault::Total(hop),
         }
     }
 }
@@ -440,7 +502,8 @@ impl Drop for Ticket {
             let phase = if self.status.is_some() { "response" } else { "request" };
             self.connection.listener.metrics.aborted(phase);
         }
-        self.connection.requests.record(&Ended {
+        let requests = self.called.as_ref().map_or(&self.connection.requests, |called| &called.requests);
+        requests.record(&Ended {
             method: (!self.unread).then_some(&flight.method),
             status,
             blame,
@@ -455,12 +518,15 @@ impl Drop for Ticket {
         if self.connection.listener.observed {
             let leg = flight.leg.lock().unwrap_or_else(PoisonError::into_inner).take();
             let span = self.span.take();
+            let route = self.route().and_then(|route| route.name.as_deref());
             let line = access::Line {
                 connection: &self.connection,
                 leg: leg.as_deref(),
+                called: self.called.as_ref().map(|called| &called.id),
                 trace: span.as_ref().map(|span| span.trace()).or(self.trace.as_ref()),
                 method: (!self.unread).then_some(&flight.method),
                 path: (!self.unread).then(|| flight.path()),
+                route,
                 status,
                 sent: self.sent.map_or(status, |sent| sent.as_u16()),
                 answered: self.status.is_some(),

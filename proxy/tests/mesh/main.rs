@@ -3,6 +3,7 @@
 
 mod changes;
 mod denials;
+mod endpoints;
 mod ends;
 mod extended_connect;
 mod grpc_apps;
@@ -11,6 +12,7 @@ mod identity_files;
 mod interim;
 mod introductions;
 mod leavers;
+mod limits;
 mod messages;
 mod next_hops;
 mod queues;
