@@ -36,6 +36,7 @@ use crate::live::{Connection, Cut, Ticket, Wire};
 use crate::pool::{Pool, Turn, Way};
 use crate::trace::Trace;
 use crate::upstream::{Attempts, Need, Upstream, Why};
+pub(crate) use exchange::AT_ONCE;
 use exchange::{Caller, End, Exchange, Up};
 
 /// Where the requests of a connection go, and who says so.
@@ -206,7 +207,10 @@ async fn answer<T: Wire>(
                 match awaited(way, connection, &ticket, caller, up.body.has_ended()).await {
                     Ok(way) => way,
                     Err(missed) => match missed.fault(route, &ticket) {
-                        Some(fault) => return tell.of(caller, ticket, &fault, up.body.has_ended()).await,
+                        Some(fault) => {
+                            let fault = attempts.in_all(fault, route.hop());
+                            return tell.of(caller, ticket, &fault, up.body.has_ended()).await;
+                        }
                         None => return Next::Gone,
                     },
                 }
@@ -240,7 +244,7 @@ async fn answer<T: Wire>(
                 cut.fault(upstream.hop(), || route.denied_since(&ticket))
             }
             End::Refused(refused) => Fault::Refused(refused),
-            End::Broke(error) if ended.unsent => pool.explain_unsent(&error),
+            End::Broke(error) if ended.unsent => attempts.in_all(pool.explain_unsent(&error), route.hop()),
             End::Broke(error) => pool.explain(&error),
             // It goes again, so it does not come here.
             End::Rejected(_) => return Next::Gone,

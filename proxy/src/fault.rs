@@ -222,6 +222,12 @@ impl Fault {
         }
     }
 
+    /// Whether nothing of the request was sent on.
+    pub(crate) fn is_unsent(&self) -> bool {
+        // Of a request under way it is said too that its peer is not trusted any more.
+        self.facts().status == StatusCode::SERVICE_UNAVAILABLE && !matches!(self, Self::Untrusted)
+    }
+
     /// Whether another endpoint may do better.
     pub(crate) fn is_of_endpoint(&self) -> bool {
         matches!(
@@ -252,7 +258,7 @@ impl Fault {
         let mut response = if as_grpc { grpc(facts.grpc, &text) } else { plain(facts.status, text) };
         let headers = response.headers_mut();
         headers.insert(FAULT, HeaderValue::from_static(facts.blame.as_str()));
-        if facts.status == StatusCode::SERVICE_UNAVAILABLE {
+        if self.is_unsent() {
             headers.insert(RETRY, HeaderValue::from_static("safe"));
         }
         if let Some(decision) = decision {

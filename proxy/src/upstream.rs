@@ -255,11 +255,11 @@ impl Upstream {
             let way = match need {
                 Need::Any => pool.way().await,
                 Need::Link => pool.link().await,
-                Need::Own => pool.new_link().await.map(Way::Link),
+                Need::Own => pool.own_link().await.map(Way::Link),
             };
             (turn, way)
         };
-        self.race(worker, attempts, picked, open).await
+        self.race(worker, attempts, need, picked, open).await
     }
 
     /// As [`Upstream::way`], for a request that goes again: where a connection of `pool` was dead, over another one of it.
@@ -280,10 +280,12 @@ impl Upstream {
             match way {
                 Ok(way) => return Ok((turn, way)),
                 Err(fault) if !fault.is_of_endpoint() => return Err(fault),
+                // It is spoken to in HTTP/2 then.
+                Err(Fault::OtherProtocol { .. }) if need == Need::Any => {}
                 Err(fault) => {
-                    turn.unreached(&fault);
+                    pool.unreached(&fault);
                     attempts.try_at(turn.endpoint());
-                    if !self.has_other(attempts) {
+                    if !self.has_other(attempts) || !self.budget.withdraw() {
                         return Err(fault);
                     }
                 }
@@ -300,7 +302,7 @@ impl Upstream {
             let raw = turn.pool().open_raw().await;
             (turn, raw)
         };
-        let (turn, (stream, entry)) = self.race(worker, &mut attempts, first, open).await?;
+        let (turn, (stream, entry)) = self.race(worker, &mut attempts, Need::Any, first, open).await?;
         Ok((turn, stream, entry))
     }
 
@@ -309,6 +311,7 @@ impl Upstream {
         &self,
         worker: usize,
         attempts: &mut Attempts,
+        need: Need,
         turn: Turn,
         open: impl Fn(Turn) -> F,
     ) -> Result<(Turn, T), Fault>
@@ -327,13 +330,18 @@ impl Upstream {
                     Ok(opened) => return Ok((turn, opened)),
                     Err(fault) if !fault.is_of_endpoint() => return Err(fault),
                     Err(fault) => {
-                        turn.unreached(&fault);
+                        // That it does not speak what one request needs says nothing of the others.
+                        if !matches!(fault, Fault::OtherProtocol { .. }) || need == Need::Any {
+                            turn.pool().unreached(&fault);
+                        }
                         faults.add(fault);
                     }
                 },
                 () = late, if others => {}
             }
-            match self.pick(worker, attempts).filter(|_| others) {
+            // Where none takes requests, not all of them are dialled for each.
+            others &= attempts.tried() < MOST_DIALLED || self.has_other(attempts);
+            match if others { self.pick(worker, attempts) } else { None } {
                 Some(turn) => {
                     attempts.try_at(turn.endpoint());
                     under_way.push(open(turn));
@@ -493,6 +501,9 @@ impl Faults {
 
 /// How seldom it is said that connections are closed that wait.
 const SAID: Duration = Duration::from_secs(60);
+
+/// How many endpoints are dialled for a request where none of them takes any.
+const MOST_DIALLED: usize = 3;
 
 /// How long an endpoint may take to be reached before another is tried beside it (RFC 8305, section 5).
 const RACE: Duration = Duration::from_millis(250);

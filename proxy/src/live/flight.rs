@@ -72,6 +72,8 @@ pub(crate) struct Flight {
     request: AtomicWaker,
     /// The request body has ended.
     uploaded: AtomicBool,
+    /// When that was, in microseconds.
+    uploaded_at: AtomicU64,
     /// The response has begun.
     answered: AtomicBool,
     /// It waits for its turn: no time counts that is not its own.
@@ -185,8 +187,23 @@ impl Flight {
         self.uploaded.store(false, Ordering::Release);
     }
 
+    /// For how long an attempt that began at `began` has waited for its answer: not counted is what the caller took to send
+    /// the request. `None` if that is still under way.
+    pub(crate) fn waited(&self, began: Instant) -> Option<Duration> {
+        if !self.has_uploaded() {
+            return None;
+        }
+        let uploaded = self.started + Duration::from_micros(self.uploaded_at.load(Ordering::Relaxed));
+        Some(uploaded.max(began).elapsed())
+    }
+
     /// Notes that the request body has ended.
     pub(crate) fn upload_ended(&self) {
+        if self.has_uploaded() {
+            return;
+        }
+        let at = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.uploaded_at.store(at, Ordering::Relaxed);
         self.uploaded.store(true, Ordering::Release);
     }
 
@@ -196,6 +213,11 @@ impl Flight {
         *self.spoilt() = Some(fault);
         // After it was noted: `answered` looks for it after it was set.
         if self.answered.load(Ordering::SeqCst) { self.spoilt().take() } else { None }
+    }
+
+    /// Whether the request body broke off.
+    pub(crate) fn upload_is_spoilt(&self) -> bool {
+        self.spoilt().is_some()
     }
 
     /// What broke the request body, if that was not said yet.
@@ -339,6 +361,7 @@ impl Ticket {
             response: AtomicWaker::new(),
             request: AtomicWaker::new(),
             uploaded: AtomicBool::new(without_body),
+            uploaded_at: AtomicU64::new(0),
             answered: AtomicBool::new(false),
             waits: AtomicBool::new(false),
             waited: AtomicU64::new(0),
