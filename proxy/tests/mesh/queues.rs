@@ -400,7 +400,8 @@ async fn who_waits_when_the_sidecar_begins_to_drain_is_served() {
 #[tokio::test]
 async fn no_time_runs_out_for_who_waits_for_its_turn() {
     let app = App::http1(echo).await;
-    let pair = Pair::start_keyed("http", app.address, ["", ONE_AT_ONCE]).await;
+    let keys = format!("{ONE_AT_ONCE}, routes: [{{ paths: [/one, /two], limits: {{ total: 2s }} }}]");
+    let pair = Pair::start_keyed("http", app.address, ["", &keys]).await;
     pair.server.reload(&format!("{}limits: {{ idle: 1s, first_byte: 1s }}\n", pair.server_config));
     until("the limits are in force", || async {
         client::get(pair.server.admin, "/config").await.1.contains("\"idle\": 1.0")
