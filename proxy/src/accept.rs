@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_runtime::{Lifecycle, Seat, Workers};
+use countersign_runtime::{Lifecycle, Seat, Workers, out_of_files};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::introduced::introduced;
@@ -34,6 +34,8 @@ pub(crate) struct Accepted {
 pub(crate) struct Door {
     pub(crate) socket: Arc<TcpListener>,
     pub(crate) listener: Arc<Listener>,
+    /// Nothing is accepted before.
+    pub(crate) in_charge: CancellationToken,
     /// Nothing is accepted from then on.
     pub(crate) ended: CancellationToken,
     pub(crate) lifecycle: Lifecycle,
@@ -67,7 +69,15 @@ where
     S: Fn(Accepted) -> F + Clone + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let Door { socket, listener, ended, lifecycle, workers } = door;
+    let Door { socket, listener, in_charge, ended, lifecycle, workers } = door;
+    // The process before this one may accept here still.
+    tokio::select! {
+        biased;
+        () = ended.cancelled() => return,
+        () = lifecycle.stopping() => return,
+        () = in_charge.cancelled() => {}
+    }
+    let mut short: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -77,14 +87,27 @@ where
         };
         let (stream, remote) = match accepted {
             Ok(accepted) => accepted,
+            // Connections that end will free some; who comes waits in line for that.
+            Err(error) if out_of_files(&error) => {
+                listener.metrics.refused("files");
+                if short.replace(Instant::now()).is_none() {
+                    tracing::warn!(listener = %listener.name, %error, "new connections wait until others have ended");
+                }
+                wait(&ended, &lifecycle).await;
+                continue;
+            }
             Err(error) => {
-                // Out of file descriptors, most likely: connections that end will free some.
                 tracing::warn!(listener = %listener.name, %error, "cannot accept a connection");
                 listener.metrics.refused("accept");
-                tokio::time::sleep(PAUSE).await;
+                wait(&ended, &lifecycle).await;
                 continue;
             }
         };
+        // Said once it has lasted, for while files are short one or the other is accepted now and then.
+        if short.is_some_and(|last| last.elapsed() >= CALM) {
+            short = None;
+            tracing::info!(listener = %listener.name, "connections are accepted again as they come");
+        }
         let Some(place) = listener.load.connections.enter(listener.limits.connections) else {
             tracing::debug!(listener = %listener.name, %remote, "closed a connection: the limit is reached");
             listener.metrics.refused("limit");
@@ -126,6 +149,15 @@ where
     }
 }
 
+/// A pause, or as much of it as there is before the end.
+async fn wait(ended: &CancellationToken, lifecycle: &Lifecycle) {
+    tokio::select! {
+        () = sleep(PAUSE) => {}
+        () = ended.cancelled() => {}
+        () = lifecycle.stopping() => {}
+    }
+}
+
 /// A place for a connection that has to prove who it is, or at least where it comes from.
 fn stranger(listener: &Listener, remote: SocketAddr) -> Result<Option<Stranger>, &'static str> {
     if !listener.is_inbound() && listener.accept_proxy_protocol.is_none() {
@@ -133,6 +165,9 @@ fn stranger(listener: &Listener, remote: SocketAddr) -> Result<Option<Stranger>,
     }
     listener.strangers.admit(remote.ip(), Instant::now() + listener.limits.handshake).map(Some)
 }
+
+/// How long after the last time that no file could be opened that is over.
+const CALM: Duration = Duration::from_secs(5);
 
 /// How long to wait when the system refuses to accept.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -1,5 +1,5 @@
 //! What `sidecar.yaml` says about the data path: the keys `inbound`, `outbound`, `policy`, `admin`, `drain`,
-//! `access_log`, `tracing` and `limits`.
+//! `takeover`, `access_log`, `tracing` and `limits`.
 //!
 //! Invariant: a [`Config`] can be served as it stands; whatever could be wrong with it was reported while it was read.
 
@@ -7,6 +7,7 @@ mod address;
 mod limits;
 mod listener;
 mod proxy_protocol;
+mod takeover;
 mod tracing;
 
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ pub use address::{Address, AddressError};
 pub use limits::Limits;
 pub use listener::{Inbound, Outbound, Protocol};
 pub use proxy_protocol::AcceptProxyProtocol;
+pub use takeover::Takeover;
 pub use tracing::Tracing;
 
 /// The data path of one sidecar.
@@ -37,6 +39,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// How long work under way may take to finish once draining has begun.
     pub grace: Duration,
+    /// Where another process may take over from this one, if it may.
+    pub takeover: Option<Takeover>,
     /// Whether each request is logged.
     pub access_log: bool,
     /// Where spans go, if they are recorded.
@@ -63,6 +67,7 @@ impl Config {
         let outbound = list(table.optional("outbound"), |value| Outbound::read(&value, trust_domain, &mut taken));
         let policy = policy(table.optional("policy"));
         let grace = grace(table.optional("drain"));
+        let takeover = table.optional("takeover").map_or(Some(None), |value| Takeover::read(&value).map(Some));
         let access_log = table.optional("access_log").map_or(Some(false), |value| value.boolean());
         let tracing = table.optional("tracing").map_or(Some(None), |value| Tracing::read(&value).map(Some));
         let limits = table.optional("limits").map_or(Some(Limits::default()), |value| Limits::read(&value));
@@ -73,6 +78,7 @@ impl Config {
             policy: policy?,
             admin: admin?,
             grace: grace?,
+            takeover: takeover?,
             access_log: access_log?,
             tracing: tracing?,
             limits: limits?,

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::accept::Accepted;
 use crate::buffer::ReadAhead;
@@ -65,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) workers: Workers,
     pub(crate) spans: Option<Arc<Spans>>,
+    /// Cancelled once no process before this one accepts on our sockets.
+    pub(crate) in_charge: CancellationToken,
 }
 
 /// A connection whose peer is authenticated.
@@ -304,8 +307,7 @@ impl Caller {
     fn admit(&self, call: &Call, ticket: &mut Ticket) -> Result<(), Fault> {
         let Listener { limits, load, .. } = &*self.inbound.listener;
         call.check(&self.inbound.listener).map_err(Fault::Refused)?;
-        // It was told to send no more, but over HTTP/2 what it sends is taken until it answers a PING (RFC 9113, 6.8).
-        if self.entry.connection.is_ending() && UnixTime::now() > self.peer.not_after() {
+        if self.has_expired() {
             return Err(Fault::Untrusted);
         }
         let action = Action::Http { method: call.parts.method.as_str(), path: call.parts.uri.path() };
@@ -314,6 +316,12 @@ impl Caller {
         let of_all = load.requests.enter(limits.requests).ok_or(Fault::Full)?;
         ticket.hold([of_peer, of_all]);
         Ok(())
+    }
+
+    /// Whether its certificate has expired. Such a connection is told to send no more, but what is on its way comes still; over
+    /// HTTP/2 until the other end answers a PING (RFC 9113, section 6.8).
+    fn has_expired(&self) -> bool {
+        self.entry.connection.is_ending() && UnixTime::now() > self.peer.not_after()
     }
 
     /// The fault of a request that was let pass, and that the policy denies now.
@@ -360,7 +368,7 @@ impl Caller {
 impl fast::Route for Caller {
     fn admit(&self, ticket: &mut Ticket) -> bool {
         let Listener { limits, load, .. } = &*self.inbound.listener;
-        let Some(enforced) = self.inbound.enforced() else { return false };
+        let Some(enforced) = self.inbound.enforced().filter(|_| !self.has_expired()) else { return false };
         // Room first, for what passes the policy is counted.
         let of_peer = self.share.requests.enter(Limits::share(limits.requests));
         let of_all = load.requests.enter(limits.requests);

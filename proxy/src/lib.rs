@@ -15,12 +15,14 @@ mod buffer;
 mod config;
 mod decisions;
 mod dial;
+mod drain;
 mod exchange;
 mod fast;
 mod fault;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod guard;
+mod handover;
 mod http1;
 mod inbound;
 mod introduced;
@@ -44,7 +46,9 @@ mod watched;
 mod websocket;
 
 pub use config::{
-    AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol, Tracing,
+    AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol, Takeover,
+    Tracing,
 };
-pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
+pub use handover::Succession;
+pub use proxy::{App, IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;

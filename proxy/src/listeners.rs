@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
+use countersign_runtime::takeover::Inherited;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ use crate::accept::{Door, accept};
 use crate::config::{self, Config, Limits};
 use crate::dial::Workload;
 use crate::inbound::{Inbound, Shared};
-use crate::listener::{Common, Listener};
+use crate::listener::{Common, Direction, Listener};
 use crate::load::Load;
 use crate::outbound::Outbound;
 use crate::proxy::ProxyError;
@@ -27,8 +28,10 @@ pub(crate) struct Listeners {
     shared: Shared,
     waiting: Waiting,
     running: Vec<Running>,
-    /// By name; kept while a connection of the listener lives.
-    loads: HashMap<String, Weak<Load>>,
+    /// What the process before this one listened on, until it is used.
+    inherited: Inherited,
+    /// By direction and name; kept while a connection of the listener lives.
+    loads: HashMap<(Direction, String), Weak<Load>>,
 }
 
 /// What a listener is made from; it is made anew where any of it changes.
@@ -78,8 +81,25 @@ impl Plan {
 
 impl Listeners {
     /// None yet. `waiting` says why there is no identity.
-    pub(crate) fn new(shared: Shared, waiting: Waiting) -> Self {
-        Self { shared, waiting, running: Vec::new(), loads: HashMap::new() }
+    pub(crate) fn new(shared: Shared, waiting: Waiting, inherited: Inherited) -> Self {
+        Self { shared, waiting, running: Vec::new(), inherited, loads: HashMap::new() }
+    }
+
+    /// Closes what was inherited and is not used.
+    pub(crate) fn close_unused(&mut self) {
+        self.inherited = Inherited::default();
+    }
+
+    /// What is listened on, for the process after this one.
+    pub(crate) fn sockets(&self) -> Sockets {
+        let socket = |running: &Running| Some((running.socket.local_addr().ok()?, Arc::clone(&running.socket)));
+        self.running.iter().filter_map(socket).collect()
+    }
+
+    /// How many accepted connections there are in one direction, those too that handshake still.
+    pub(crate) fn accepted(&self, direction: Direction) -> usize {
+        let loads = self.loads.iter().filter(|((of, _), _)| *of == direction);
+        loads.filter_map(|(_, load)| load.upgrade()).map(|load| load.connections.now()).sum()
     }
 
     /// Makes the listeners those of `config`.
@@ -97,7 +117,13 @@ impl Listeners {
             started.push((plan, socket));
         }
         let (kept, gone) =
-            std::mem::take(&mut self.running).into_iter().partition(|r: &Running| wanted.contains(&r.plan));
+            std::mem::take(&mut self.running).into_iter().partition::<Vec<_>, _>(|r| wanted.contains(&r.plan));
+        tracing::info!(
+            kept = kept.len(),
+            ended = gone.len(),
+            begun = started.len(),
+            "the listeners are those of the configuration"
+        );
         self.running = kept;
         for running in gone {
             self.end(running).await;
@@ -119,15 +145,22 @@ impl Listeners {
         }
     }
 
-    /// A socket at `address`: that of the running listener there, which is about to end, or a new one.
-    async fn socket(&self, address: SocketAddr) -> Result<Arc<TcpListener>, ProxyError> {
+    /// Ends all listeners, as another process accepts now.
+    pub(crate) async fn end_all(&mut self) {
+        for running in std::mem::take(&mut self.running) {
+            self.end(running).await;
+        }
+    }
+
+    /// A socket at `address`: that of the running listener there, which is about to end, that of the process before this
+    /// one, or a new one.
+    async fn socket(&mut self, address: SocketAddr) -> Result<Arc<TcpListener>, ProxyError> {
         if let Some(running) =
             self.running.iter().find(|running| running.plan.address() == address && address.port() != 0)
         {
             return Ok(Arc::clone(&running.socket));
         }
-        let bound = TcpListener::bind(address).await;
-        bound.map(Arc::new).map_err(|source| ProxyError::Bind { address, source })
+        bind(&mut self.inherited, address).await
     }
 
     async fn end(&self, running: Running) {
@@ -139,20 +172,25 @@ impl Listeners {
         tracing::info!(listener = %running.listener.name, "the listener takes no new connections");
     }
 
-    /// What is under way on the listener of this name, if there was one before.
-    fn load(&mut self, name: &str) -> Arc<Load> {
-        if let Some(load) = self.loads.get(name).and_then(Weak::upgrade) {
+    /// What is under way on the listener of this name and direction, if there was one before.
+    fn load(&mut self, name: &str, direction: Direction) -> Arc<Load> {
+        let key = (direction, name.to_owned());
+        if let Some(load) = self.loads.get(&key).and_then(Weak::upgrade) {
             return load;
         }
         self.loads.retain(|_, load| load.strong_count() > 0);
         let load = Arc::new(Load::default());
-        self.loads.insert(name.to_owned(), Arc::downgrade(&load));
+        self.loads.insert(key, Arc::downgrade(&load));
         load
     }
 
     fn start(&mut self, plan: Plan, socket: Arc<TcpListener>) -> Running {
-        let load = self.load(plan.name());
-        let Shared { identity, connections, lifecycle, workers, spans, .. } = &self.shared;
+        let direction = match &plan.listener {
+            Entry::Inbound(_) => Direction::Inbound,
+            Entry::Outbound(_) => Direction::Outbound,
+        };
+        let load = self.load(plan.name(), direction);
+        let Shared { identity, connections, lifecycle, workers, spans, in_charge, .. } = &self.shared;
         let (access_log, limits, spans) = (plan.access_log, plan.limits, spans.clone());
         let common = Common { identity: identity.clone(), limits, load, access_log, spans };
         let ended = CancellationToken::new();
@@ -160,6 +198,7 @@ impl Listeners {
         let door = |listener| Door {
             socket: Arc::clone(&socket),
             listener,
+            in_charge: in_charge.clone(),
             ended: ended.clone(),
             lifecycle: lifecycle.clone(),
             workers: workers.clone(),
@@ -185,3 +224,15 @@ impl Listeners {
         Running { plan, listener, socket, ended, accepting }
     }
 }
+
+/// A listening socket at `address`: that of the process before this one, or a new one.
+pub(crate) async fn bind(inherited: &mut Inherited, address: SocketAddr) -> Result<Arc<TcpListener>, ProxyError> {
+    let bound = match inherited.take(address) {
+        Some(socket) => socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)),
+        None => TcpListener::bind(address).await,
+    };
+    bound.map(Arc::new).map_err(|source| ProxyError::Bind { address, source })
+}
+
+/// Listening sockets, with the address of each.
+pub(crate) type Sockets = Vec<(SocketAddr, Arc<TcpListener>)>;
