@@ -247,7 +247,8 @@ impl Successor {
     pub async fn hand<S: AsFd>(&mut self, sockets: &[(SocketAddr, S)]) -> Result<(), TakeoverError> {
         match within(self.0.hear()).await? {
             Some(Heard { text, .. }) if text == GREETING => {}
-            heard => return Err(TakeoverError::Unknown(heard.map(|heard| heard.text).unwrap_or_default())),
+            Some(Heard { text, .. }) => return Err(TakeoverError::Unknown(text)),
+            None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it left without a word").into()),
         }
         for (address, socket) in sockets {
             within(self.0.say(&format!("{SOCKET} {address}"), Some(socket.as_fd()))).await?;

@@ -60,8 +60,10 @@ impl Caller {
             }
             Self::Http2(upstream, shared) => over_http2(*upstream, shared).await,
             Self::Ready(admin) => {
-                let answer = connect(*admin).await?.ask("GET", "/ready", "connection: close\r\n", b"").await;
-                match answer {
+                let mut connection = connect(*admin).await?;
+                let request = format!("GET /ready HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+                connection.send(request.as_bytes()).await.map_err(|error| error.to_string())?;
+                match connection.answer().await {
                     Ok(answer) if answer.status == 200 => Ok(()),
                     other => Err(format!("{other:?}")),
                 }

@@ -59,6 +59,7 @@ async fn each_learns_that_the_other_has_ended() {
     drop(successor);
     predecessor.gone().await;
     assert!(matches!(predecessor.relieve().await, Err(TakeoverError::GivenUp)), "somebody is there still");
+    assert!(post.next().await.unwrap().hand::<TcpListener>(&[]).await.is_err(), "who only asked that has left");
 
     let (successor, met) = tokio::join!(hand(&post, &[]), meet(&path));
     let (mut predecessor, _) = met.unwrap().unwrap();
