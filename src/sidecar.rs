@@ -68,7 +68,8 @@ pub(crate) async fn sidecar(options: &Serve, workers: Workers) -> Result<(), Fai
         let agent = agent.clone();
         Box::pin(async move { agent.let_go().await })
     });
-    serve(file, changes, options, Surroundings { identity, metrics, lifecycle, workers, ready, succession, app: None }).await
+    serve(file, changes, options, Surroundings { identity, metrics, lifecycle, workers, ready, succession, app: None })
+        .await
 }
 
 /// Runs the proxy alone: its identity comes from whatever serves the Workload API, or from files.
@@ -78,14 +79,16 @@ pub(crate) async fn proxy(options: &Serve, workers: Workers) -> Result<(), Failu
     let succession = succeed(options, &file).await?;
     let (lifecycle, metrics) = signals::begin()?;
     let (identity, ready) = (file.identity(), Vec::new());
-    serve(file, changes, options, Surroundings { identity, metrics, lifecycle, workers, ready, succession, app: None }).await
+    serve(file, changes, options, Surroundings { identity, metrics, lifecycle, workers, ready, succession, app: None })
+        .await
 }
 
 /// Finds the process that this one takes over from, if there is one.
 async fn succeed(options: &Serve, file: &File) -> Result<Succession, Failure> {
     let takeover = file.proxy.takeover.clone();
     if takeover.is_some() && !options.app.is_empty() {
-        let reason = "key \"takeover\" is for a sidecar that does not run its app: one that takes over would run it again";
+        let reason =
+            "key \"takeover\" is for a sidecar that does not run its app: one that takes over would run it again";
         return Err(Problems::of_file(options.file.config.display().to_string(), reason).into());
     }
     Succession::begin(takeover).await.map_err(|error| takeover_failure(&options.file.config, error))
@@ -114,12 +117,7 @@ pub(crate) async fn agent(options: &AgentOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn serve(
-    file: File,
-    changes: Changes,
-    options: &Serve,
-    mut surroundings: Surroundings,
-) -> Result<(), Failure> {
+async fn serve(file: File, changes: Changes, options: &Serve, mut surroundings: Surroundings) -> Result<(), Failure> {
     let File { agent, proxy: config } = file;
     let path = options.file.config.clone();
     let lifecycle = surroundings.lifecycle.clone();

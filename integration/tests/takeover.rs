@@ -151,7 +151,8 @@ async fn where_the_old_one_is_killed_before_the_new_one_is_ready_that_one_goes_o
     let World { mesh: _mesh, client, upstream, server: _server, .. } = &mut world().await;
     let next = client.beside("sidecar.yaml");
     let takes = format!("\"successor\":{}", next.pid());
-    next.until("it gets ready", async || if client.process.log().contains(&takes) { Ok(()) } else { Err("not yet") }).await;
+    next.until("it gets ready", async || if client.process.log().contains(&takes) { Ok(()) } else { Err("not yet") })
+        .await;
     client.process.kill();
     next.until("it takes over", async || if next.log().contains("took over") { Ok(()) } else { Err("not yet") }).await;
     client.process = next;

@@ -22,10 +22,7 @@ async fn it_waits_until_the_sidecar_is_ready_and_says_what_for() {
     let mut mesh = Mesh::stopped(&["nlp"], "1h", "rules: []\n");
     let sidecar = mesh.spawn(Mesh::service("nlp", free_address(), "http"));
     let config = sidecar.path("sidecar.yaml").display().to_string();
-    sidecar
-        .process
-        .until("it serves its admin endpoint", async || sidecar.get("/live").await.map(drop))
-        .await;
+    sidecar.process.until("it serves its admin endpoint", async || sidecar.get("/live").await.map(drop)).await;
     let output = run(&["wait", "-c", &config, "--timeout", "0s"]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(75), "{said}");
