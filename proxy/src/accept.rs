@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_runtime::{Lifecycle, Seat, Workers, out_of_files};
+use countersign_runtime::{Headroom, Lifecycle, Seat, Workers, out_of_files};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -77,8 +77,23 @@ where
         () = lifecycle.stopping() => return,
         () = in_charge.cancelled() => {}
     }
+    let headroom = Headroom::of_limit();
     let mut short: Option<Instant> = None;
+    let mut full = false;
     loop {
+        // Connections that end will free some; who comes waits in line for that.
+        full = full && !headroom.is_left(&socket);
+        if full {
+            listener.metrics.refused("files");
+            if short.replace(Instant::now()).is_none() {
+                tracing::warn!(listener = %listener.name, "too many open files: new connections wait until others have ended");
+            }
+            tokio::select! {
+                () = sleep(PAUSE) => continue,
+                () = ended.cancelled() => return,
+                () = lifecycle.stopping() => return,
+            }
+        }
         let accepted = tokio::select! {
             biased;
             () = ended.cancelled() => return,
@@ -87,22 +102,20 @@ where
         };
         let (stream, remote) = match accepted {
             Ok(accepted) => accepted,
-            // Connections that end will free some; who comes waits in line for that.
             Err(error) if out_of_files(&error) => {
-                listener.metrics.refused("files");
-                if short.replace(Instant::now()).is_none() {
-                    tracing::warn!(listener = %listener.name, %error, "new connections wait until others have ended");
-                }
-                wait(&ended, &lifecycle).await;
+                full = true;
+                // It may be the system that has none left, which a look at our own would not tell.
+                sleep(PAUSE).await;
                 continue;
             }
             Err(error) => {
                 tracing::warn!(listener = %listener.name, %error, "cannot accept a connection");
                 listener.metrics.refused("accept");
-                wait(&ended, &lifecycle).await;
+                sleep(PAUSE).await;
                 continue;
             }
         };
+        full = !headroom.was_left_for(&stream);
         // Said once it has lasted, for while files are short one or the other is accepted now and then.
         if short.is_some_and(|last| last.elapsed() >= CALM) {
             short = None;
@@ -146,15 +159,6 @@ where
             Some(())
         };
         lifecycle.spawn_on(served, &runtime);
-    }
-}
-
-/// A pause, or as much of it as there is before the end.
-async fn wait(ended: &CancellationToken, lifecycle: &Lifecycle) {
-    tokio::select! {
-        () = sleep(PAUSE) => {}
-        () = ended.cancelled() => {}
-        () = lifecycle.stopping() => {}
     }
 }
 

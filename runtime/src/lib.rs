@@ -17,5 +17,5 @@ pub use harden::{harden, raise_open_files};
 pub use lifecycle::Lifecycle;
 pub use reserve::Reserved;
 pub use socket::{bind_unix, inherit_unix, release_unix};
-pub use spare::out_of_files;
+pub use spare::{Headroom, out_of_files};
 pub use workers::{Seat, Workers};

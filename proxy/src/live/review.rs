@@ -132,7 +132,7 @@ fn look_at_requests(connection: &Connection, limits: &Limits, now: UnixTime) {
     if vacant >= looks_of(limits.idle) && !connection.is_ending() {
         connection.listener.metrics.ended("idle");
         connection.finish();
-    } else if connection.is_ending() && connection.lingers() > FAREWELL && vacant > 0 {
+    } else if connection.is_ending() && connection.lingers() > PATIENCE && vacant > 0 {
         // An HTTP/2 connection finishes when its other end answers a PING, which it need not do.
         connection.close();
     }
@@ -179,7 +179,3 @@ const LOOK: Duration = Duration::from_secs(1);
 /// window the answer may wait that says so. Over HTTP/1 an end waits in line behind bytes that the caller does not
 /// read; what is there at the look after that has its connection closed.
 const PATIENCE: u32 = 2;
-
-/// For how many looks a connection without a request may go on after it was ordered to finish: longer than one of HTTP/1.1
-/// waits for a last request.
-const FAREWELL: u32 = 4;
