@@ -1,4 +1,5 @@
-//! What the data path adds to the admin endpoint: `/ready`, `/identity`, `/config`, `/decisions` and `/drain`.
+//! What the data path adds to the admin endpoint: `/ready`, `/identity`, `/config`, `/upstreams`, `/decisions` and
+//! `/drain`.
 
 use std::sync::Arc;
 
@@ -12,8 +13,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{AcceptProxyProtocol, Config, PolicyFrom, Tracing};
+use crate::config::{AcceptProxyProtocol, Ask, Check, Config, Ejection, PolicyFrom, Retry, Tracing};
 use crate::decisions::Decisions;
+use crate::live::Connections;
 use crate::source::{EnforcedWatch, Waiting};
 
 /// Tells whether the process can do its work.
@@ -51,6 +53,7 @@ pub(crate) struct Console {
     pub(crate) identity: IdentityWatch,
     pub(crate) ready: Ready,
     pub(crate) decisions: Arc<Decisions>,
+    pub(crate) connections: Arc<Connections>,
     /// Nobody is answered before.
     pub(crate) in_charge: CancellationToken,
     /// Another process answers from then on.
@@ -61,7 +64,7 @@ pub(crate) struct Console {
 impl Console {
     /// Serves until the process stops, or another does.
     pub(crate) async fn serve(self, listener: Arc<TcpListener>, metrics: Metrics) {
-        let Self { config, identity, ready, decisions, in_charge, ended, lifecycle } = self;
+        let Self { config, identity, ready, decisions, connections, in_charge, ended, lifecycle } = self;
         tokio::select! {
             () = lifecycle.stopping() => return,
             () = in_charge.cancelled() => {}
@@ -70,6 +73,11 @@ impl Console {
         Admin::new(metrics, move || ready())
             .route(Method::GET, "/identity", move || ready_made(show_identity(&identity)))
             .route(Method::GET, "/config", move || ready_made(show_config(&config.borrow())))
+            .route(Method::GET, "/upstreams", move || {
+                let upstreams = connections.upstreams();
+                let shown: Value = upstreams.iter().map(|upstream| upstream.show()).collect();
+                ready_made(json(StatusCode::OK, &shown))
+            })
             .route(Method::GET, "/decisions", move || ready_made(json(StatusCode::OK, &decisions.to_json())))
             .route(Method::POST, "/drain", move || {
                 life.drain();
@@ -119,6 +127,40 @@ fn show_tracing(tracing: &Tracing) -> Value {
     })
 }
 
+fn show_ejection(ejection: &Ejection) -> Value {
+    json!({
+        "failures": ejection.failures,
+        "behind_percent": ejection.behind,
+        "backoff": ejection.backoff.as_secs_f64(),
+        "longest": ejection.longest.as_secs_f64(),
+    })
+}
+
+fn show_check(check: &Check) -> Value {
+    let (kind, asked) = match &check.ask {
+        Ask::Http(path) => ("http", json!(path)),
+        Ask::Grpc(service) => ("grpc", json!(if service.is_empty() { "all" } else { service })),
+        Ask::Connect => ("connect", json!(true)),
+    };
+    json!({
+        kind: asked,
+        "interval": check.interval.as_secs_f64(),
+        "timeout": check.timeout.as_secs_f64(),
+        "unhealthy": check.unhealthy,
+        "healthy": check.healthy,
+    })
+}
+
+fn show_retry(retry: &Retry) -> Value {
+    json!({
+        "attempts": retry.attempts,
+        "methods": retry.methods.iter().map(Method::as_str).collect::<Vec<_>>(),
+        "statuses": retry.statuses,
+        "body_bytes": retry.body_bytes,
+        "budget_percent": retry.budget_percent,
+    })
+}
+
 /// The configuration in force. It holds no secret.
 fn show_config(config: &Config) -> Answer {
     let limits = &config.limits;
@@ -141,6 +183,10 @@ fn show_config(config: &Config) -> Answer {
             "identity": outbound.identity.to_string(),
             "protocol": outbound.protocol.as_str(),
             "paths": outbound.paths.as_str(),
+            "balance": outbound.balance.as_str(),
+            "ejection": show_ejection(&outbound.ejection),
+            "check": outbound.check.as_ref().map(show_check),
+            "retry": show_retry(&outbound.retry),
             "accept_proxy_protocol": show_accepted(outbound.accept_proxy_protocol.as_ref()),
         })
     });

@@ -9,6 +9,7 @@ mod listener;
 mod proxy_protocol;
 mod takeover;
 mod tracing;
+mod upstream;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ pub use listener::{Inbound, Outbound, Protocol};
 pub use proxy_protocol::AcceptProxyProtocol;
 pub use takeover::Takeover;
 pub use tracing::Tracing;
+pub use upstream::{Ask, Balance, Check, Ejection, Retry};
 
 /// The data path of one sidecar.
 #[derive(Debug, Clone, PartialEq)]

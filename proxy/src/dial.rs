@@ -23,12 +23,16 @@ use crate::source::Waiting;
 /// A connection with mutual TLS that we opened.
 pub(crate) type TlsStream = tokio_rustls::client::TlsStream<ReadAhead<Metered<TcpStream>>>;
 
-/// Another workload that is dialled.
-pub(crate) struct Workload {
-    addresses: Vec<Address>,
+/// How another workload is dialled, wherever it is.
+pub(crate) struct Dialer {
     expected: SpiffeId,
     identity: IdentityWatch,
     waiting: Waiting,
+    /// For HTTP/1.1, for HTTP/2, for either of them, and for bytes of which nothing is known.
+    pub(crate) http1: ClientTls,
+    pub(crate) http2: ClientTls,
+    pub(crate) either: ClientTls,
+    pub(crate) raw: ClientTls,
 }
 
 /// A connection to another workload, authenticated.
@@ -51,14 +55,11 @@ pub(crate) struct Secured {
     pub(crate) traffic: Arc<Traffic>,
 }
 
-impl Workload {
-    pub(crate) fn new(addresses: Vec<Address>, expected: SpiffeId, identity: IdentityWatch, waiting: Waiting) -> Self {
-        Self { addresses, expected, identity, waiting }
-    }
-
-    /// A dialling side for one set of protocols.
-    pub(crate) fn tls(&self, alpn: Alpn) -> ClientTls {
-        ClientTls::new(self.identity.clone(), alpn, self.expected.clone())
+impl Dialer {
+    pub(crate) fn new(expected: SpiffeId, identity: IdentityWatch, waiting: Waiting) -> Self {
+        let tls = |alpn| ClientTls::new(identity.clone(), alpn, expected.clone());
+        let [http1, http2, either, raw] = [Alpn::Http1, Alpn::Http2, Alpn::Http, Alpn::None].map(tls);
+        Self { expected, identity, waiting, http1, http2, either, raw }
     }
 
     /// The identity in force.
@@ -66,20 +67,16 @@ impl Workload {
         self.identity.borrow().clone()
     }
 
-    /// Where it is dialled.
-    pub(crate) fn address(&self) -> String {
-        join(&self.addresses)
-    }
-
-    /// Connects, makes sure who answers, and enters the connection among those that are under way.
+    /// Connects to `remote`, makes sure who answers, and enters the connection among those that are under way.
     pub(crate) async fn open(
         &self,
+        remote: SocketAddr,
         tls: &ClientTls,
         kind: Kind,
         listener: &Arc<Listener>,
         connections: &Arc<Connections>,
     ) -> Result<(Secured, Arc<Entry>), Fault> {
-        let secured = self.dial(tls, listener).await?;
+        let secured = self.dial(remote, tls, listener).await?;
         let (peer, traffic) = (Some(secured.peer.clone()), Arc::clone(&secured.traffic));
         let connection = Connection::new(Arc::clone(listener), kind, peer, secured.remote, Some(secured.tls), traffic);
         let entry = connections.enter(connection);
@@ -92,8 +89,8 @@ impl Workload {
         Ok((secured, Arc::new(entry)))
     }
 
-    /// Connects, and makes sure who answers. Each address is tried in order.
-    async fn dial(&self, tls: &ClientTls, listener: &Listener) -> Result<Secured, Fault> {
+    /// Connects, and makes sure who answers.
+    async fn dial(&self, remote: SocketAddr, tls: &ClientTls, listener: &Listener) -> Result<Secured, Fault> {
         let made = tls.current().map_err(|error| Fault::UnusableIdentity(error.to_string()))?;
         let Some(made) = made else {
             return Err(Fault::NoIdentity(self.waiting.reason().unwrap_or_default()));
@@ -103,30 +100,9 @@ impl Workload {
             return Err(Fault::Expired(expired.as_secs()));
         }
         let connector = TlsConnector::from(made.config);
-        let mut last = None;
-        let mut failures = Vec::new();
-        for address in &self.addresses {
-            for remote in resolve(address, &listener.limits, &mut failures).await {
-                let tcp = match open(remote, &listener.limits).await {
-                    Ok(tcp) => tcp,
-                    Err(reason) => {
-                        failures.push(format!("{remote}: {reason}"));
-                        continue;
-                    }
-                };
-                match handshake(&connector, tcp, remote, &made.identity, &self.expected, listener).await {
-                    Ok(secured) => return Ok(secured),
-                    Err(fault @ (Fault::WrongPeer(_) | Fault::OtherProtocol { .. })) => last = Some(fault),
-                    Err(fault) => failures.push(format!("{remote}: {fault}")),
-                }
-            }
-        }
-        // That somebody else answered says more than that nobody did elsewhere.
-        Err(last.unwrap_or_else(|| Fault::Unreachable {
-            hop: Hop::Mesh,
-            to: self.address(),
-            reason: failures.join("; "),
-        }))
+        let unreachable = |reason| Fault::Unreachable { hop: Hop::Mesh, to: remote.to_string(), reason };
+        let tcp = open(remote, &listener.limits).await.map_err(unreachable)?;
+        handshake(&connector, tcp, remote, &made.identity, &self.expected, listener).await
     }
 }
 
@@ -196,6 +172,12 @@ pub(crate) async fn dial_app(
     Err(Fault::Unreachable { hop: Hop::App, to: address.to_string(), reason: failures.join("; ") })
 }
 
+/// Whether `remote` accepts a connection.
+pub(crate) async fn reach(remote: SocketAddr, limits: &Limits) -> Result<(), Fault> {
+    let reached = open(remote, limits).await;
+    reached.map(drop).map_err(|reason| Fault::Unreachable { hop: Hop::Mesh, to: remote.to_string(), reason })
+}
+
 /// Connects to one address within the time for it.
 async fn open(remote: SocketAddr, limits: &Limits) -> Result<TcpStream, String> {
     let tcp = match timeout(limits.connect, TcpStream::connect(remote)).await {
@@ -247,8 +229,4 @@ pub(crate) fn facts(connection: &rustls::CommonState) -> TlsFacts {
         None => "none",
     };
     TlsFacts { version, cipher, group, resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed) }
-}
-
-fn join(addresses: &[Address]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use http::header::{CONTENT_LENGTH, HeaderMap};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 
-use crate::fault::{Fault, is_grpc};
+use crate::fault::{Fault, Hop, is_grpc};
 use crate::guard;
 use crate::live::body::{Body, RequestBody};
 use crate::live::{Connection, Cut, Target, Ticket};
-use crate::pool::Pool;
-use crate::send::{Answered, Switched, send, send_alone};
+use crate::send::{Answered, Switched, send};
 use crate::serve::{Back, Call, Switch};
 use crate::trace::Trace;
 use crate::tunnel::{self, Tunnel};
+use crate::upstream::{Need, Upstream};
 use crate::websocket;
 
 /// What became of a forwarded request.
@@ -31,16 +31,17 @@ impl From<Fault> for Failed {
     }
 }
 
-/// Forwards a request over `pool` that passed the guard and, inbound, the policy. Its head is cleaned of what the caller
+/// Forwards a request that passed the guard and, inbound, the policy. Its head is cleaned of what the caller
 /// may not say, and then `prepare` adds what we say; `clean` takes from the head of the response what may not go back.
 /// The response has its ticket unless the request has switched protocols: then it goes on with what it was turned into.
 pub(crate) async fn forward(
     call: Call,
     mut ticket: Ticket,
-    pool: &Arc<Pool>,
+    to: (&Upstream, usize),
     prepare: impl FnOnce(&mut HeaderMap),
     clean: fn(&mut HeaderMap),
 ) -> Result<Response<Body>, (Ticket, Failed)> {
+    let hop = to.0.hop();
     let Call { mut parts, body, back: Back { interim, switch } } = call;
     let interim = interim.cleaned(clean);
     let extended = switch.as_ref().is_some_and(|switch| switch.extended);
@@ -55,15 +56,15 @@ pub(crate) async fn forward(
     }
     let key = match extended.then(|| websocket::ask(&mut parts.headers)).transpose() {
         Ok(key) => key,
-        Err(why) => return Err((ticket, broke(pool, why))),
+        Err(why) => return Err((ticket, broke(hop, why))),
     };
     let flight = Arc::clone(&ticket.flight);
-    let request = Request::from_parts(parts, RequestBody::new(body, ticket.entered()));
+    let request = Request::from_parts(parts, RequestBody::new(body, ticket.entered(), to.0.keeps()));
     let upgrades = upgrade.is_some();
     let sent = async {
         match upgrades {
-            true => Box::pin(send_alone(pool, request, &interim, &flight)).await,
-            false => send(pool, request, &interim, &flight).await,
+            true => Box::pin(send(to, request, Need::Own, &interim, &flight)).await,
+            false => send(to, request, Need::Any, &interim, &flight).await,
         }
     };
     let answered = match ticket.unless_cut(sent).await {
@@ -78,7 +79,7 @@ pub(crate) async fn forward(
     let (mut parts, received) = match answered {
         // Of extended CONNECT, success would mean that it has switched.
         Answered::Response(response) if extended && response.status().is_success() => {
-            return Err((ticket, broke(pool, "it did not switch protocols")));
+            return Err((ticket, broke(hop, "it did not switch protocols")));
         }
         Answered::Response(response) => response.into_parts(),
         Answered::Switched(mut response, Switched { io, entry }) => {
@@ -86,12 +87,12 @@ pub(crate) async fn forward(
             clean(response.headers_mut());
             // Only a request that asks for it goes over a connection of its own.
             let (Some(agreed), Some(switch), true) = (agreed, switch, upgrades) else {
-                return Err((ticket, broke(pool, "it switched protocols without being asked")));
+                return Err((ticket, broke(hop, "it switched protocols without being asked")));
             };
             if let Some(key) = key
                 && !key.is_confirmed(response.headers_mut())
             {
-                return Err((ticket, broke(pool, "it did not confirm the WebSocket")));
+                return Err((ticket, broke(hop, "it did not confirm the WebSocket")));
             }
             let tunnel = |ticket| Tunnel { next: Box::new(io), entry, ticket };
             return Ok(switched(&response, agreed, ticket, switch, tunnel));
@@ -103,12 +104,12 @@ pub(crate) async fn forward(
     if let Some(fault) = flight.take_fault_of_upload() {
         report(&ticket.connection, &fault, Some(&ticket));
     }
-    let blame = Fault::FirstByte(pool.hop()).facts().blame;
+    let blame = Fault::FirstByte(hop).facts().blame;
     Ok(Response::from_parts(parts, Body::passed(received, blame).holding(ticket)))
 }
 
-fn broke(pool: &Pool, reason: &str) -> Failed {
-    Fault::Broke { hop: pool.hop(), reason: reason.to_owned() }.into()
+fn broke(hop: Hop, reason: &str) -> Failed {
+    Fault::Broke { hop, reason: reason.to_owned() }.into()
 }
 
 fn switched(

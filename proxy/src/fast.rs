@@ -16,11 +16,12 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Response, Version};
 use tokio::io::AsyncWriteExt;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{self, timeout_at};
 
 use crate::buffer::Buffer;
 use crate::exchange::{report, settle};
@@ -31,8 +32,9 @@ use crate::http1::request::{self, Plain, Read};
 use crate::http1::response::Asked;
 use crate::live::body::Body as AnswerBody;
 use crate::live::{Connection, Cut, Ticket, Wire};
-use crate::pool::{Pool, Way};
+use crate::pool::{Pool, Turn, Way};
 use crate::trace::Trace;
+use crate::upstream::{Attempts, Need, Upstream, Why};
 use exchange::{Caller, End, Exchange, Up};
 
 /// Where the requests of a connection go, and who says so.
@@ -43,8 +45,11 @@ pub(crate) trait Route {
     /// What the next hop is told of the caller.
     fn client_cert(&self) -> Option<&HeaderValue>;
 
-    /// The connections to the next hop.
-    fn pool(&self) -> &Arc<Pool>;
+    /// Where they go.
+    fn upstream(&self) -> &Arc<Upstream>;
+
+    /// The worker that serves them.
+    fn worker(&self) -> usize;
 
     /// The fault of a request that was let pass and then ended because it is not allowed any more.
     fn denied_since(&self, ticket: &Ticket) -> Fault;
@@ -110,12 +115,12 @@ async fn read<T: Wire>(
     let head = head_limits(connection);
     let mut scanned = 0;
     // A connection that was of use may wait as long as any; one that was not must begin soon.
-    let mut deadline = first.then(|| Instant::now() + limits.head);
+    let mut deadline = first.then(|| time::Instant::now() + limits.head);
     let mut ending = false;
     loop {
         if !caller.input.is_empty() {
             match request::read(caller.input.bytes(), &mut scanned, &head, route.client_cert(), out) {
-                Read::Incomplete => deadline = deadline.or_else(|| Some(Instant::now() + limits.head)),
+                Read::Incomplete => deadline = deadline.or_else(|| Some(time::Instant::now() + limits.head)),
                 read => return Some(read),
             }
         }
@@ -142,7 +147,7 @@ async fn read<T: Wire>(
         let Some(more) = more else {
             // A request may be on its way to a connection that is to end: it is answered, and told that it was the last.
             ending = true;
-            let last = Instant::now() + LAST;
+            let last = time::Instant::now() + LAST;
             deadline = Some(deadline.map_or(last, |deadline| deadline.min(last)));
             continue;
         };
@@ -166,9 +171,10 @@ async fn answer<T: Wire>(
     route: &impl Route,
 ) -> Next {
     let Plain { len, method, target, body, is_head, close, as_grpc } = plain;
-    let body = body::Body::from(body);
-    let safe = method.is_safe();
-    let mut ticket = Ticket::open(connection, method, target, body.has_ended());
+    let (upstream, worker) = (route.upstream(), route.worker());
+    let repeatable = upstream.may_repeat(&method);
+    let bodiless = body::Body::from(body).has_ended();
+    let mut ticket = Ticket::open(connection, method, target, bodiless);
     if !route.admit(&mut ticket) {
         ticket.withdraw();
         return Next::Leave;
@@ -179,29 +185,42 @@ async fn answer<T: Wire>(
     if let Some(span) = &ticket.span {
         span.announce_in(&mut out);
     }
-    let pool = route.pool();
-    let _turn = pool.enter();
     let close = close || connection.is_ending();
     let limits = head_limits(connection);
-    let mut asked = Asked { is_head, from_app: pool.hop() == Hop::App, close, limits };
+    let mut asked = Asked { is_head, from_app: upstream.hop() == Hop::App, close, limits };
     let tell = Tell { is_head, close, as_grpc };
     caller.input.consume(len);
-    let mut way = match pool.take() {
-        Some(way) => way,
-        None => match awaited(pool.way(), connection, &ticket, caller, body.has_ended()).await {
-            Ok(way) => way,
-            Err(missed) => match missed.fault(route, &ticket) {
-                Some(fault) => return tell.of(caller, ticket, &fault, body.has_ended()).await,
-                None => return Next::Gone,
-            },
-        },
-    };
-    let mut up = Up::new(out, body, safe);
-    let mut attempts = 0;
+    upstream.begins();
+    let mut up = Up::new(out, body, repeatable, upstream.keeps());
+    let mut attempts = Attempts::default();
+    let (mut began, mut next) =
+        (ticket.flight.started(), upstream.ready(worker, &attempts, Need::Any).map_err(Wait::First));
     loop {
+        let (turn, way) = match next {
+            Ok(ready) => ready,
+            Err(wait) => {
+                let way = wait.way(upstream, worker, &mut attempts);
+                match awaited(way, connection, &ticket, caller, up.body.has_ended()).await {
+                    Ok(way) => way,
+                    Err(missed) => match missed.fault(route, &ticket) {
+                        Some(fault) => return tell.of(caller, ticket, &fault, up.body.has_ended()).await,
+                        None => return Next::Gone,
+                    },
+                }
+            }
+        };
+        let pool = turn.pool();
         pool.note(&ticket.flight, &way);
-        let exchange = Exchange { caller, connection, ticket: &mut ticket, pool };
+        let attempts_now = &mut attempts;
+        let exchange =
+            Exchange { caller, connection, ticket: &mut ticket, upstream, attempts: attempts_now, turn: &turn, began };
         let ended = exchange.carry(way, up, asked).await;
+        if let Some((again, same, why)) = ended.again {
+            tracing::debug!(listener = %connection.listener.name, ?why, "a request goes again");
+            (up, asked, began) = (again, same, Instant::now());
+            next = Err(Wait::Again(Arc::clone(pool), why));
+            continue;
+        }
         let fault = match ended.end {
             End::Done if close || !ended.uploaded => return Next::Close,
             End::Done => return Next::Request,
@@ -215,29 +234,13 @@ async fn answer<T: Wire>(
                 if ended.begun && cut == Cut::Denied {
                     ticket.spoilt(crate::fault::Blame::Policy);
                 }
-                cut.fault(pool.hop(), || route.denied_since(&ticket))
+                cut.fault(upstream.hop(), || route.denied_since(&ticket))
             }
             End::Refused(refused) => Fault::Refused(refused),
-            End::Broke(error) => match ended.again {
-                Some(again) if attempts < MOST_ATTEMPTS => {
-                    tracing::debug!(listener = %connection.listener.name, %error,
-                        "a connection was dead; sending the request over another");
-                    attempts += 1;
-                    (up, asked) = again;
-                    match awaited(pool.another(), connection, &ticket, caller, up.body.has_ended()).await {
-                        Ok(another) => {
-                            way = another;
-                            continue;
-                        }
-                        Err(missed) => match missed.fault(route, &ticket) {
-                            Some(fault) => fault,
-                            None => return Next::Gone,
-                        },
-                    }
-                }
-                _ if ended.unsent => pool.explain_unsent(&error),
-                _ => pool.explain(&error),
-            },
+            End::Broke(error) if ended.unsent => pool.explain_unsent(&error),
+            End::Broke(error) => pool.explain(&error),
+            // It goes again, so it does not come here.
+            End::Rejected(_) => return Next::Gone,
         };
         if ended.begun {
             ticket.spoilt(fault.facts().blame);
@@ -245,6 +248,23 @@ async fn answer<T: Wire>(
             return Next::Gone;
         }
         return tell.of(caller, ticket, &fault, ended.uploaded).await;
+    }
+}
+
+/// What has to be waited for before a request can go.
+enum Wait {
+    /// Something at this endpoint, if one was picked.
+    First(Option<Turn>),
+    /// Something in place of a connection of this pool.
+    Again(Arc<Pool>, Why),
+}
+
+impl Wait {
+    async fn way(self, upstream: &Upstream, worker: usize, attempts: &mut Attempts) -> Result<(Turn, Way), Fault> {
+        match self {
+            Self::First(picked) => upstream.way(worker, attempts, Need::Any, picked).await,
+            Self::Again(pool, why) => upstream.again(worker, attempts, Need::Any, &pool, why).await,
+        }
     }
 }
 
@@ -261,7 +281,7 @@ impl Missed {
     fn fault(self, route: &impl Route, ticket: &Ticket) -> Option<Fault> {
         match self {
             Self::Fault(fault) => Some(fault),
-            Self::Cut(cut) => Some(cut.fault(route.pool().hop(), || route.denied_since(ticket))),
+            Self::Cut(cut) => Some(cut.fault(route.upstream().hop(), || route.denied_since(ticket))),
             Self::Gone => None,
         }
     }
@@ -269,13 +289,14 @@ impl Missed {
 
 /// Waits for something that a request can go over, as long as there is somebody who wants it.
 async fn awaited<T: Wire>(
-    way: impl Future<Output = Result<Way, Fault>>,
+    way: impl Future<Output = Result<(Turn, Way), Fault>>,
     connection: &Connection,
     ticket: &Ticket,
     caller: &mut Caller<T>,
     uploaded: bool,
-) -> Result<Way, Missed> {
-    let way = pin!(way);
+) -> Result<(Turn, Way), Missed> {
+    // On the heap: it is seldom needed, and would be large for who waits.
+    let way = Box::pin(way);
     let mut way = pin!(connection.unless_closed(ticket.unless_cut(way)));
     let got = poll_fn(|cx| match way.as_mut().poll(cx) {
         Poll::Pending if uploaded => caller.poll_gone(cx).map(|_| None),
@@ -346,7 +367,7 @@ fn written(response: &Response<AnswerBody>, is_head: bool, close: bool) -> Bytes
 /// Ends the connection so that what was written arrives: what the caller still sends is taken off the socket for a
 /// while, or the end would be a reset that overtakes the answer.
 async fn close<T: Wire>(caller: &mut Caller<T>) {
-    let _ = tokio::time::timeout(LINGER, async {
+    let _ = time::timeout(LINGER, async {
         caller.io.shutdown().await?;
         loop {
             caller.input.clear();
@@ -357,9 +378,6 @@ async fn close<T: Wire>(caller: &mut Caller<T>) {
     })
     .await;
 }
-
-/// How often a request goes over another connection where one was dead.
-const MOST_ATTEMPTS: u32 = 3;
 
 /// How long a connection that is to end waits for one more request. Less than the reviewer lets it linger.
 const LAST: std::time::Duration = std::time::Duration::from_secs(2);

@@ -192,6 +192,14 @@ impl Fault {
         Facts { blame, status, grpc, reason, told }
     }
 
+    /// Whether another endpoint may do better.
+    pub(crate) fn is_of_endpoint(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::WrongPeer(_) | Self::OtherProtocol { .. } | Self::RefusedByPeer(_)
+        )
+    }
+
     /// The answer that the caller gets.
     pub(crate) fn answer(&self, as_grpc: bool) -> Response<Body> {
         let facts = self.facts();
@@ -214,6 +222,9 @@ impl Fault {
         let mut response = if as_grpc { grpc(facts.grpc, &text) } else { plain(facts.status, text) };
         let headers = response.headers_mut();
         headers.insert(FAULT, HeaderValue::from_static(facts.blame.as_str()));
+        if facts.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY, HeaderValue::from_static("safe"));
+        }
         if let Some(decision) = decision {
             headers.insert(DECISION, decision);
         }
@@ -275,6 +286,9 @@ fn percent_encode(text: &str) -> String {
 
 /// Says whose fault an answer of the sidecar is.
 pub(crate) const FAULT: HeaderName = HeaderName::from_static("x-countersign-fault");
+
+/// Says that nothing of the request was sent on, so that it may be sent again whatever its method.
+pub(crate) const RETRY: HeaderName = HeaderName::from_static("x-countersign-retry");
 
 /// The ID under which a denial is explained to those who may know.
 pub(crate) const DECISION: HeaderName = HeaderName::from_static("x-countersign-decision");

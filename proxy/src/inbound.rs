@@ -33,12 +33,12 @@ use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
 use crate::load::{Place, Share};
-use crate::pool::{Pool, Pools, Target};
 use crate::serve::{Answers, Call, serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
 use crate::spans::Spans;
 use crate::strangers::{self, Stranger};
 use crate::tunnel;
+use crate::upstream::Upstream;
 
 /// One inbound listener.
 pub(crate) struct Inbound {
@@ -53,8 +53,8 @@ pub(crate) struct Inbound {
     decisions: Arc<Decisions>,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
-    /// To the app.
-    pools: Pools,
+    /// The app.
+    upstream: Arc<Upstream>,
 }
 
 /// What listeners work with.
@@ -96,9 +96,9 @@ impl Inbound {
         };
         // What the app speaks is what the listener declares, whatever the caller sends: gRPC knows HTTP/2 alone, and every
         // other app HTTP/1.1.
-        let target = Target::App { address: config.app.clone(), http2: config.protocol == Protocol::Grpc };
         let owner = Arc::clone(&listener);
-        let pools = Pools::new(target, owner, &shared.connections, &shared.lifecycle, shared.workers.count());
+        let Shared { connections, lifecycle, workers, .. } = shared;
+        let upstream = Upstream::app(&config.app, config.protocol, owner, connections, lifecycle, workers.count());
         Arc::new(Self {
             listener,
             protocol: config.protocol,
@@ -110,7 +110,7 @@ impl Inbound {
             decisions: Arc::clone(&shared.decisions),
             connections: Arc::clone(&shared.connections),
             lifecycle: shared.lifecycle.clone(),
-            pools,
+            upstream,
         })
     }
 
@@ -283,14 +283,14 @@ impl Answers for Caller {
         if let Err(fault) = self.admit(&call, &mut ticket) {
             return exchange::settle(ticket, &fault, as_grpc);
         }
-        let pool = fast::Route::pool(&*self);
+        let to = (&*self.inbound.upstream, self.seat.worker());
         let prepare = |headers: &mut HeaderMap| {
             if let Some(client_cert) = &self.client_cert {
                 headers.insert(CLIENT_CERT, client_cert.clone());
             }
         };
         let clean = guard::headers::sanitize_response;
-        let forwarded = exchange::forward(call, ticket, pool, prepare, clean).await;
+        let forwarded = exchange::forward(call, ticket, to, prepare, clean).await;
         match forwarded {
             Ok(response) => response,
             Err((ticket, Failed::Fault(fault))) => exchange::settle(ticket, &fault, as_grpc),
@@ -384,8 +384,12 @@ impl fast::Route for Caller {
         self.client_cert.as_ref()
     }
 
-    fn pool(&self) -> &Arc<Pool> {
-        self.inbound.pools.of(self.seat.worker())
+    fn upstream(&self) -> &Arc<Upstream> {
+        &self.inbound.upstream
+    }
+
+    fn worker(&self) -> usize {
+        self.seat.worker()
     }
 
     fn denied_since(&self, ticket: &Ticket) -> Fault {

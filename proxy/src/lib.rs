@@ -15,6 +15,7 @@ mod buffer;
 mod config;
 mod decisions;
 mod dial;
+mod discovery;
 mod drain;
 mod exchange;
 mod fast;
@@ -42,12 +43,13 @@ mod strangers;
 mod telemetry;
 mod trace;
 mod tunnel;
+mod upstream;
 mod watched;
 mod websocket;
 
 pub use config::{
-    AcceptProxyProtocol, Address, AddressError, Config, Inbound, Limits, Outbound, PolicyFrom, Protocol, Takeover,
-    Tracing,
+    AcceptProxyProtocol, Address, AddressError, Ask, Balance, Check, Config, Ejection, Inbound, Limits, Outbound,
+    PolicyFrom, Protocol, Retry, Takeover, Tracing,
 };
 pub use handover::Succession;
 pub use proxy::{App, IdentityFrom, ProxyError, Surroundings, run};

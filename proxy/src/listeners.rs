@@ -15,13 +15,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::accept::{Door, accept};
 use crate::config::{self, Config, Limits};
-use crate::dial::Workload;
+use crate::dial::Dialer;
+use crate::discovery;
 use crate::inbound::{Inbound, Shared};
 use crate::listener::{Common, Direction, Listener};
 use crate::load::Load;
 use crate::outbound::Outbound;
 use crate::proxy::ProxyError;
 use crate::source::Waiting;
+use crate::upstream::Upstream;
 
 /// The listeners of the process.
 pub(crate) struct Listeners {
@@ -45,7 +47,7 @@ struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Entry {
     Inbound(config::Inbound),
-    Outbound(config::Outbound),
+    Outbound(Box<config::Outbound>),
 }
 
 struct Running {
@@ -59,7 +61,7 @@ struct Running {
 impl Plan {
     fn of(config: &Config) -> Vec<Self> {
         let inbound = config.inbound.iter().cloned().map(Entry::Inbound);
-        let outbound = config.outbound.iter().cloned().map(Entry::Outbound);
+        let outbound = config.outbound.iter().cloned().map(Box::new).map(Entry::Outbound);
         let plan = |listener| Self { listener, limits: config.limits, access_log: config.access_log };
         inbound.chain(outbound).map(plan).collect()
     }
@@ -212,10 +214,11 @@ impl Listeners {
             }
             Entry::Outbound(config) => {
                 let listener = Listener::outbound(config, common);
-                let (to, expected) = (config.to.clone(), config.identity.clone());
-                let workload = Workload::new(to, expected, identity.clone(), self.waiting.clone());
-                let (listening, protocol) = (Arc::clone(&listener), config.protocol);
-                let outbound = Outbound::new(listening, protocol, workload, connections, lifecycle, workers.count());
+                let dialer = Dialer::new(config.identity.clone(), identity.clone(), self.waiting.clone());
+                let found = discovery::follow(config.to.clone(), lifecycle);
+                let (serving, count) = (Arc::clone(&listener), workers.count());
+                let upstream = Upstream::mesh(dialer, config, found, serving, connections, lifecycle, count);
+                let outbound = Outbound::new(Arc::clone(&listener), config.protocol, upstream, connections, lifecycle);
                 let serve = move |accepted| Arc::clone(&outbound).serve(accepted);
                 (Arc::clone(&listener), lifecycle.spawn(accept(door(listener), serve)))
             }

@@ -10,6 +10,7 @@
 pub(crate) mod body;
 mod connection;
 mod flight;
+mod kept;
 mod review;
 mod traffic;
 mod unless;

@@ -5,16 +5,13 @@
 
 use std::sync::Arc;
 
-use countersign_identity::ClientTls;
-use countersign_identity::tls::Alpn;
-use countersign_runtime::Lifecycle;
+use countersign_runtime::{Lifecycle, Seat};
 use http::{HeaderValue, Response};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::accept::Accepted;
 use crate::config::Protocol;
-use crate::dial::Workload;
 use crate::exchange::{self, Failed};
 use crate::fast;
 use crate::fault::{Fault, Hop};
@@ -22,50 +19,37 @@ use crate::guard;
 use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
-use crate::pool::{Pool, Pools, Target};
 use crate::serve::{Answers, Call, serve_http1, serve_http2};
 use crate::tunnel;
+use crate::upstream::Upstream;
 
 /// One outbound listener.
 pub(crate) struct Outbound {
     listener: Arc<Listener>,
     protocol: Protocol,
-    to: To,
+    upstream: Arc<Upstream>,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
-}
-
-enum To {
-    /// Requests go over pooled connections.
-    Pool(Pools),
-    /// Each connection goes over one of its own.
-    Each { workload: Workload, tls: ClientTls },
 }
 
 /// A connection of the app.
 struct App {
     outbound: Arc<Outbound>,
-    pool: Arc<Pool>,
     entry: Entry,
+    /// Its place with the worker that serves it.
+    seat: Seat,
 }
 
 impl Outbound {
     pub(crate) fn new(
         listener: Arc<Listener>,
         protocol: Protocol,
-        workload: Workload,
+        upstream: Arc<Upstream>,
         connections: &Arc<Connections>,
         lifecycle: &Lifecycle,
-        workers: usize,
     ) -> Arc<Self> {
-        let to = match protocol {
-            Protocol::Tcp => To::Each { tls: workload.tls(Alpn::None), workload },
-            Protocol::Http | Protocol::Grpc => {
-                let target = Target::mesh(workload, protocol);
-                To::Pool(Pools::new(target, Arc::clone(&listener), connections, lifecycle, workers))
-            }
-        };
-        Arc::new(Self { listener, protocol, to, connections: Arc::clone(connections), lifecycle: lifecycle.clone() })
+        let (connections, lifecycle) = (Arc::clone(connections), lifecycle.clone());
+        Arc::new(Self { listener, protocol, upstream, connections, lifecycle })
     }
 
     /// Serves one connection of the app until it ends.
@@ -77,37 +61,32 @@ impl Outbound {
         let kind = if self.protocol == Protocol::Tcp { Kind::Tcp } else { Kind::Http };
         let connection = Connection::new(Arc::clone(&self.listener), kind, None, remote, None, Arc::clone(&traffic));
         let entry = self.connections.enter(connection);
-        match &self.to {
-            To::Each { workload, tls } => {
-                Box::pin(self.carry(&entry, Metered::new(tcp, traffic), workload, tls)).await;
-            }
-            To::Pool(pools) => {
-                let preface = async { self.protocol == Protocol::Grpc || speaks_http2(&tcp).await };
-                let within = timeout(self.listener.limits.head, preface);
-                let http2 = match entry.connection.unless_closed(within).await {
-                    Some(Ok(http2)) => http2,
-                    Some(Err(_)) => return self.listener.metrics.ended("head"),
-                    None => return,
-                };
-                let (outbound, to) = (Arc::clone(&self), Arc::clone(pools.of(seat.worker())));
-                let app = Arc::new(App { outbound, pool: to, entry });
-                let (connection, io) = (&app.entry.connection, Metered::new(tcp, traffic));
-                if http2 {
-                    let websockets = self.protocol == Protocol::Http;
-                    Box::pin(serve_http2(connection, io, &self.lifecycle, websockets, &app)).await;
-                } else if let Some(left) = fast::serve(io, connection, &*app).await {
-                    Box::pin(serve_http1(connection, left, &app)).await;
-                }
-            }
+        if self.protocol == Protocol::Tcp {
+            return Box::pin(self.carry(&entry, Metered::new(tcp, traffic), &seat)).await;
+        }
+        let preface = async { self.protocol == Protocol::Grpc || speaks_http2(&tcp).await };
+        let within = timeout(self.listener.limits.head, preface);
+        let http2 = match entry.connection.unless_closed(within).await {
+            Some(Ok(http2)) => http2,
+            Some(Err(_)) => return self.listener.metrics.ended("head"),
+            None => return,
+        };
+        let app = Arc::new(App { outbound: Arc::clone(&self), entry, seat });
+        let (connection, io) = (&app.entry.connection, Metered::new(tcp, traffic));
+        if http2 {
+            let websockets = self.protocol == Protocol::Http;
+            Box::pin(serve_http2(connection, io, &self.lifecycle, websockets, &app)).await;
+        } else if let Some(left) = fast::serve(io, connection, &*app).await {
+            Box::pin(serve_http1(connection, left, &app)).await;
         }
     }
 
     /// Carries bytes of which nothing is known; the other side may speak first.
-    async fn carry(&self, entry: &Entry, app: Metered<TcpStream>, workload: &Workload, tls: &ClientTls) {
+    async fn carry(&self, entry: &Entry, app: Metered<TcpStream>, seat: &Seat) {
         let connection = &entry.connection;
         let carried = async {
-            let (secured, next) = workload.open(tls, Kind::Relayed, &self.listener, &self.connections).await?;
-            let copied = next.connection.unless_closed(tunnel::copy(app, secured.stream)).await;
+            let (_turn, stream, next) = self.upstream.raw(seat.worker()).await?;
+            let copied = next.connection.unless_closed(tunnel::copy(app, stream)).await;
             copied.ok_or(Fault::Untrusted)
         };
         match connection.unless_closed(carried).await {
@@ -128,7 +107,8 @@ impl Answers for App {
         }
         // What the other sidecar says of a fault or a denial is for the app to know.
         let clean = guard::headers::remove_hop_by_hop;
-        match exchange::forward(call, ticket, &self.pool, |_| {}, clean).await {
+        let to = (&*self.outbound.upstream, self.seat.worker());
+        match exchange::forward(call, ticket, to, |_| {}, clean).await {
             Ok(response) => response,
             Err((ticket, Failed::Fault(fault))) => exchange::settle(ticket, &fault, as_grpc),
             Err((ticket, Failed::Cut(cut))) => {
@@ -148,8 +128,12 @@ impl fast::Route for App {
         None
     }
 
-    fn pool(&self) -> &Arc<Pool> {
-        &self.pool
+    fn upstream(&self) -> &Arc<Upstream> {
+        &self.outbound.upstream
+    }
+
+    fn worker(&self) -> usize {
+        self.seat.worker()
     }
 
     fn denied_since(&self, _ticket: &Ticket) -> Fault {

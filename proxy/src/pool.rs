@@ -20,30 +20,32 @@ mod open;
 mod proof;
 mod shared;
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use countersign_identity::tls::Alpn;
-use countersign_identity::{ClientTls, Identity};
+use countersign_identity::Identity;
 use countersign_runtime::Lifecycle;
 use rustls_pki_types::UnixTime;
 use tokio::sync::oneshot;
 
 use crate::config::{Address, Protocol};
-use crate::dial::Workload;
+use crate::dial::Dialer;
 use crate::fault::{Fault, Hop};
 use crate::listener::Listener;
 use crate::live::{Connections, Entry, Flight};
 use crate::telemetry::PoolMetrics;
+use crate::upstream::Endpoint;
 use free::Free;
 pub(crate) use link::{Io, Link};
 use of_workers::Family;
 pub(crate) use of_workers::Pools;
 pub(crate) use shared::{CONNECTION_WINDOW, Place, STREAM_WINDOW, Stream, into_io, is_unprocessed};
 
-/// The connections of one listener to its next hop, on one worker.
+/// The connections of one listener to one endpoint, on one worker.
 pub(crate) struct Pool {
     target: Arc<Target>,
+    endpoint: Arc<Endpoint>,
     listener: Arc<Listener>,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
@@ -63,18 +65,16 @@ pub(crate) enum Target {
         /// What it is spoken to in.
         http2: bool,
     },
-    /// To another workload, with mutual TLS.
-    Mesh(Box<Mesh>),
+    /// To an endpoint of another workload, with mutual TLS.
+    Mesh(Mesh),
 }
 
-/// Another workload, and how it is dialled.
+/// An endpoint of another workload, and how it is dialled.
 pub(crate) struct Mesh {
-    workload: Workload,
-    http1: ClientTls,
-    http2: ClientTls,
-    either: ClientTls,
-    /// Nothing but HTTP/2 will do.
-    grpc: bool,
+    dialer: Arc<Dialer>,
+    address: SocketAddr,
+    /// For gRPC nothing but HTTP/2 will do.
+    protocol: Protocol,
 }
 
 /// What a request goes over.
@@ -83,20 +83,20 @@ pub(crate) enum Way {
     Stream(Stream),
 }
 
-/// A request under way; the pool counts them.
+/// A request under way, which counts in the pool and at the endpoint that it goes to.
 pub(crate) struct Turn(Arc<Pool>);
 
 impl Target {
-    /// Another workload, spoken to in `protocol`.
-    pub(crate) fn mesh(workload: Workload, protocol: Protocol) -> Self {
-        let [http1, http2, either] = [Alpn::Http1, Alpn::Http2, Alpn::Http].map(|alpn| workload.tls(alpn));
-        Self::Mesh(Box::new(Mesh { workload, http1, http2, either, grpc: protocol == Protocol::Grpc }))
+    /// An endpoint of another workload, spoken to in `protocol`.
+    pub(crate) fn mesh(dialer: Arc<Dialer>, address: SocketAddr, protocol: Protocol) -> Self {
+        Self::Mesh(Mesh { dialer, address, protocol })
     }
 }
 
 impl Pool {
     fn new(
         target: Arc<Target>,
+        endpoint: Arc<Endpoint>,
         listener: Arc<Listener>,
         connections: &Arc<Connections>,
         lifecycle: &Lifecycle,
@@ -105,6 +105,7 @@ impl Pool {
         let numbers = listener.metrics.pool();
         let pool = Arc::new(Self {
             target,
+            endpoint,
             listener,
             connections: Arc::clone(connections),
             lifecycle: lifecycle.clone(),
@@ -148,13 +149,19 @@ impl Pool {
     pub(crate) fn address(&self) -> String {
         match &*self.target {
             Target::App { address, .. } => address.to_string(),
-            Target::Mesh(mesh) => mesh.workload.address(),
+            Target::Mesh(mesh) => mesh.address.to_string(),
         }
+    }
+
+    /// The endpoint that it leads to.
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
     }
 
     /// Counts a request, for as long as the turn is held.
     pub(crate) fn enter(self: &Arc<Self>) -> Turn {
         self.turns.fetch_add(1, Ordering::Relaxed);
+        self.endpoint.enter();
         Turn(Arc::clone(self))
     }
 
@@ -296,7 +303,7 @@ impl Pool {
     fn has_links(&self) -> bool {
         match &*self.target {
             Target::App { http2, .. } => !http2,
-            Target::Mesh(mesh) => !mesh.grpc,
+            Target::Mesh(mesh) => mesh.protocol != Protocol::Grpc,
         }
     }
 
@@ -304,7 +311,7 @@ impl Pool {
     fn has_streams(&self, free: &Free) -> bool {
         match &*self.target {
             Target::App { http2, .. } => *http2,
-            Target::Mesh(mesh) => mesh.grpc || !free.no_http2(),
+            Target::Mesh(mesh) => mesh.protocol == Protocol::Grpc || !free.no_http2(),
         }
     }
 
@@ -315,7 +322,7 @@ impl Pool {
     fn identity(&self) -> Option<Arc<Identity>> {
         match &*self.target {
             Target::App { .. } => None,
-            Target::Mesh(mesh) => mesh.workload.identity(),
+            Target::Mesh(mesh) => mesh.dialer.identity(),
         }
     }
 
@@ -324,8 +331,21 @@ impl Pool {
     }
 }
 
+impl Turn {
+    /// The connections that the request may go over.
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.0
+    }
+
+    /// The endpoint that it goes to.
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0.endpoint
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
+        self.0.endpoint.leave();
         self.0.turns.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -162,6 +162,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         identity,
         ready: Arc::clone(&ready),
         decisions,
+        connections: Arc::clone(&connections),
         in_charge: handover.in_charge(),
         ended: relieved.clone(),
         lifecycle: lifecycle.clone(),

@@ -1,7 +1,7 @@
 //! Sends a request of the general path over a connection of the pool, and gives back the response as it comes.
 //!
-//! A connection may have died while it waited. A request of which nothing was sent, or that is safe (RFC 9110, section
-//! 9.2.1) and has no body, goes over another one then. Nothing is sent again once a byte of the response was seen.
+//! What fails may go again, over another connection or to another endpoint, if its body is still at hand; the upstream says
+//! when. Nothing is sent again once a byte of the response was passed on.
 
 mod over_link;
 mod over_stream;
@@ -9,6 +9,7 @@ mod received;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Request, Response};
 
@@ -19,6 +20,7 @@ use crate::live::Flight;
 use crate::live::body::RequestBody;
 use crate::pool::{Pool, Turn, Way};
 use crate::serve::Interim;
+use crate::upstream::{Attempts, Need, Upstream, Verdict, Why};
 pub(crate) use over_link::Switched;
 pub(crate) use received::Received;
 
@@ -29,10 +31,14 @@ pub(crate) enum Answered {
     Switched(Response<()>, Switched),
 }
 
-/// What all attempts at a request have in common.
+/// What one attempt at a request is made with.
 struct Asking<'a> {
-    pool: &'a Arc<Pool>,
+    upstream: &'a Upstream,
+    attempts: &'a mut Attempts,
+    /// The place of the request at the endpoint, which it has until both its bodies have ended.
     held: Held,
+    /// Whether the request may be done twice.
+    repeatable: bool,
     /// Takes interim responses back to the caller.
     interim: &'a Interim,
 }
@@ -42,73 +48,91 @@ struct Unanswered {
     error: io::Error,
     /// Whether nothing was sent.
     unsent: bool,
-    /// The request, if it may be sent again.
-    again: Option<Request<RequestBody>>,
+    /// The request, if it is to go again, and why.
+    again: Option<(Request<RequestBody>, Why)>,
 }
 
-/// Sends a request and waits for the head of its response; notes in `flight` what it goes over.
+/// Sends a request and waits for the head of its response; notes in `flight` what it goes over. With [`Need::Own`] it may
+/// turn the connection that it goes over into something else.
 ///
 /// # Errors
 /// What went wrong, as the caller will hear of it.
 pub(crate) async fn send(
-    pool: &Arc<Pool>,
+    (upstream, worker): (&Upstream, usize),
     mut request: Request<RequestBody>,
+    need: Need,
     interim: &Interim,
     flight: &Flight,
 ) -> Result<Answered, Fault> {
-    let asking = Asking { pool, held: Arc::new(pool.enter()), interim };
+    upstream.begins();
+    let mut attempts = Attempts::default();
+    let repeatable = upstream.may_repeat(request.method());
     // A body is held back on a link alone.
-    let mut way = if over_link::waits_for_consent(&request) { pool.link().await? } else { pool.way().await? };
-    let mut attempts = 1;
+    let need = if need == Need::Any && over_link::waits_for_consent(&request) { Need::Link } else { need };
+    let (mut turn, mut way) = match upstream.ready(worker, &attempts, need) {
+        Ok(ready) => ready,
+        Err(picked) => Box::pin(upstream.way(worker, &mut attempts, need, picked)).await?,
+    };
     loop {
-        pool.note(flight, &way);
+        turn.pool().note(flight, &way);
+        let pool = Arc::clone(turn.pool());
+        let held = Arc::new(turn);
+        let mut asking = Asking { upstream, attempts: &mut attempts, held, repeatable, interim };
         let sent = match way {
-            Way::Link(link) => over_link::send(&asking, link, request).await,
-            Way::Stream(stream) => over_stream::send(&asking, stream, request).await,
+            Way::Link(link) => over_link::send(&mut asking, link, request).await,
+            Way::Stream(stream) => over_stream::send(&mut asking, stream, request).await,
         };
-        let unanswered = match sent {
+        let why;
+        (request, why) = match sent {
             Ok(answered) => return Ok(answered),
-            Err(unanswered) => unanswered,
+            Err(Unanswered { error, again: Some(again), .. }) => {
+                tracing::debug!(listener = %pool.listener().name, %error, "a request goes again");
+                again
+            }
+            Err(Unanswered { error, unsent: true, .. }) => return Err(pool.explain_unsent(&error)),
+            Err(Unanswered { error, .. }) => return Err(pool.explain(&error)),
         };
-        request = again(pool, unanswered, &mut attempts)?;
-        way = pool.another().await?;
+        (turn, way) = Box::pin(upstream.again(worker, &mut attempts, need, &pool, why)).await?;
     }
 }
 
-/// Sends a request over a connection of its own, which it may turn into something else.
-///
-/// # Errors
-/// As of [`send`].
-pub(crate) async fn send_alone(
-    pool: &Arc<Pool>,
-    mut request: Request<RequestBody>,
-    interim: &Interim,
-    flight: &Flight,
-) -> Result<Answered, Fault> {
-    let asking = Asking { pool, held: Arc::new(pool.enter()), interim };
-    let mut attempts = 1;
-    loop {
-        let link = pool.new_link().await?;
-        pool.note_leg(flight, &link.entry);
-        request = match over_link::send(&asking, link, request).await {
-            Ok(answered) => return Ok(answered),
-            Err(unanswered) => again(pool, unanswered, &mut attempts)?,
-        };
+impl Asking<'_> {
+    fn pool(&self) -> &Arc<Pool> {
+        self.held.pool()
     }
-}
 
-fn again(pool: &Pool, unanswered: Unanswered, attempts: &mut u32) -> Result<Request<RequestBody>, Fault> {
-    let Unanswered { error, unsent, again } = unanswered;
-    match again {
-        Some(request) if *attempts < MOST_ATTEMPTS => {
-            tracing::debug!(listener = %pool.listener().name, %error,
-                "a connection was dead; sending the request over another");
-            *attempts += 1;
-            Ok(request)
+    /// Whether a request is to go again that broke before its response; `stale` if its connection was dead before, so that
+    /// the next hop cannot have done it or it may be done twice.
+    fn broke(&mut self, stale: bool, again: impl FnOnce() -> Option<RequestBody>) -> Option<(RequestBody, Why)> {
+        let why = if stale { Why::Stale } else { Why::Broke };
+        if !stale {
+            self.held.endpoint().broke();
         }
-        _ if unsent => Err(pool.explain_unsent(&error)),
-        _ => Err(pool.explain(&error)),
+        if stale || self.repeatable { self.goes_again(why, again) } else { None }
     }
+
+    /// Notes how a request was answered. `Some` if it is to go again all the same.
+    fn answered(
+        &mut self,
+        verdict: &Verdict,
+        took: Duration,
+        again: impl FnOnce() -> Option<RequestBody>,
+    ) -> Option<(RequestBody, Why)> {
+        self.held.endpoint().answered(verdict, took);
+        let why = self.upstream.rejects(verdict, self.repeatable)?;
+        self.goes_again(why, again)
+    }
+
+    /// The body is asked for first: what cannot go again takes nothing from the budget.
+    fn goes_again(&mut self, why: Why, again: impl FnOnce() -> Option<RequestBody>) -> Option<(RequestBody, Why)> {
+        let body = again()?;
+        self.upstream.allows(self.attempts, self.held.endpoint(), why).then_some((body, why))
+    }
+}
+
+/// What is said of an answer in whose place another attempt is made.
+fn refused(status: http::StatusCode) -> io::Error {
+    io::Error::other(format!("it was answered with {status}"))
 }
 
 /// What is to be known of a response to a request of this method.
@@ -121,5 +145,3 @@ fn asked(pool: &Pool, method: &http::Method) -> Asked {
 
 /// What the parts of an answered request hold until it has ended.
 type Held = Arc<Turn>;
-
-const MOST_ATTEMPTS: u32 = 3;

@@ -4,6 +4,7 @@
 mod requests;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use countersign_identity::SpiffeId;
@@ -21,6 +22,15 @@ pub(crate) struct PoolMetrics {
     waiting: Gauge,
     /// What was said last.
     said: Mutex<(usize, usize)>,
+}
+
+/// The metrics of what a listener leads to. What is counted seldom is registered when it is.
+pub(crate) struct UpstreamMetrics {
+    labels: [(&'static str, SharedString); 2],
+    members: Gauge,
+    out: Gauge,
+    /// How many there are, and how many of them take no requests.
+    numbers: (AtomicUsize, AtomicUsize),
 }
 
 /// The metrics of one listener.
@@ -52,6 +62,83 @@ impl PoolMetrics {
 impl Drop for PoolMetrics {
     fn drop(&mut self) {
         self.say(0, 0);
+    }
+}
+
+impl UpstreamMetrics {
+    /// Of what a listener leads to.
+    pub(crate) fn new(direction: Direction, listener: &Arc<str>) -> Self {
+        let labels = [
+            ("direction", SharedString::const_str(direction.as_str())),
+            ("listener", SharedString::from(Arc::clone(listener))),
+        ];
+        let members = metrics::gauge!("countersign_endpoints", &labels);
+        let out = metrics::gauge!("countersign_endpoints_out", &labels);
+        Self { labels, members, out, numbers: (AtomicUsize::new(0), AtomicUsize::new(0)) }
+    }
+
+    /// Says how many endpoints there are.
+    pub(crate) fn members(&self, count: usize) {
+        let before = self.numbers.0.swap(count, Ordering::Relaxed);
+        self.members.increment(count as f64 - before as f64);
+    }
+
+    /// How many endpoints take no requests.
+    pub(crate) fn out(&self) -> usize {
+        self.numbers.1.load(Ordering::Relaxed)
+    }
+
+    /// Counts an endpoint that takes no requests from now on.
+    pub(crate) fn ejected(&self, reason: &'static str) {
+        self.numbers.1.fetch_add(1, Ordering::Relaxed);
+        self.out.increment(1.0);
+        self.count("countersign_endpoint_ejections_total", "reason", reason);
+    }
+
+    /// Counts an endpoint that takes requests again, or is gone.
+    pub(crate) fn back(&self) {
+        self.numbers.1.fetch_sub(1, Ordering::Relaxed);
+        self.out.decrement(1.0);
+    }
+
+    /// Counts an answer that asks to be left alone.
+    pub(crate) fn held(&self) {
+        self.count("countersign_endpoint_refusals_total", "reason", "busy");
+    }
+
+    /// Counts a health check.
+    pub(crate) fn checked(&self, good: bool) {
+        self.count("countersign_endpoint_checks_total", "result", if good { "ok" } else { "failed" });
+    }
+
+    /// Counts a request that goes again because its connection had died before.
+    pub(crate) fn replayed(&self) {
+        self.count("countersign_requests_retried_total", "reason", "stale");
+    }
+
+    /// Counts a request that goes again, or does not for want of a budget.
+    pub(crate) fn retried(&self, reason: &'static str, within_budget: bool) {
+        if within_budget {
+            self.count("countersign_requests_retried_total", "reason", reason);
+        } else {
+            self.count("countersign_retries_over_budget_total", "reason", reason);
+        }
+    }
+
+    fn count(&self, name: &'static str, label: &'static str, value: &'static str) {
+        let [direction, listener] = self.labels.clone();
+        let labels = vec![
+            metrics::Label::new(direction.0, direction.1),
+            metrics::Label::new(listener.0, listener.1),
+            metrics::Label::from_static_parts(label, value),
+        ];
+        metrics::counter!(name, labels).increment(1);
+    }
+}
+
+impl Drop for UpstreamMetrics {
+    fn drop(&mut self) {
+        self.members(0);
     }
 }
 
@@ -224,6 +311,13 @@ pub(crate) fn describe() {
     describe_counter!("countersign_decisions_total", "Decisions of the policy, by rule.");
     describe_counter!("countersign_guard_refusals_total", "Requests refused because they can be read in two ways.");
     describe_counter!("countersign_faults_total", "Answers that the sidecar made itself, by whose fault and reason.");
+    describe_gauge!("countersign_endpoints", "Endpoints that a listener leads to.");
+    describe_gauge!("countersign_endpoints_out", "Endpoints that take no requests for now.");
+    describe_counter!("countersign_endpoint_ejections_total", "Endpoints that were taken out for a while, by reason.");
+    describe_counter!("countersign_endpoint_refusals_total", "Answers by which endpoints asked to be left alone.");
+    describe_counter!("countersign_endpoint_checks_total", "Active health checks of endpoints, by result.");
+    describe_counter!("countersign_requests_retried_total", "Requests that were sent once more, by reason.");
+    describe_counter!("countersign_retries_over_budget_total", "Requests not sent once more, as too many were.");
     describe_counter!("countersign_bytes_total", Unit::Bytes, "Bytes received and sent on connections.");
     describe_counter!(
         "countersign_spans_total",

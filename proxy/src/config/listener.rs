@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use countersign_config::{Table, Value};
 use countersign_identity::{SpiffeId, TrustDomain};
 
-use super::{AcceptProxyProtocol, Address, Taken, proxy_protocol};
+use super::{AcceptProxyProtocol, Address, Balance, Check, Ejection, Retry, Taken, proxy_protocol, upstream};
 use crate::guard::Paths;
 
 /// What the app speaks. It is declared, never guessed from the bytes of a TLS connection.
@@ -55,6 +55,14 @@ pub struct Outbound {
     pub paths: Paths,
     /// From whom a PROXY header is taken.
     pub accept_proxy_protocol: Option<AcceptProxyProtocol>,
+    /// Which endpoint takes the next request.
+    pub balance: Balance,
+    /// When an endpoint takes none for a while.
+    pub ejection: Ejection,
+    /// How endpoints are asked how they do, if they are.
+    pub check: Option<Check>,
+    /// Which requests are sent again.
+    pub retry: Retry,
 }
 
 impl Protocol {
@@ -130,6 +138,10 @@ impl Outbound {
         let protocol = Protocol::read(&table);
         let paths = paths(&table, protocol);
         let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
+        let balance = upstream::balance(&table, protocol);
+        let ejection = upstream::ejection(&table);
+        let check = upstream::check(&table, protocol);
+        let retry = upstream::retry(&table, protocol);
         allow_remote?;
         Some(Self {
             name: name?,
@@ -139,6 +151,10 @@ impl Outbound {
             protocol: protocol?,
             paths: paths?,
             accept_proxy_protocol: accept_proxy_protocol?,
+            balance: balance?,
+            ejection: ejection?,
+            check: check?,
+            retry: retry?,
         })
     }
 }

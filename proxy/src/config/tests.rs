@@ -197,3 +197,66 @@ fn a_collector_is_http_with_host_and_port_and_nothing_else() {
         assert!(error.contains(said), "{error}");
     }
 }
+
+/// What is wrong with an outbound listener that says `more`.
+fn outbound(protocol: &str, more: &str) -> Result<Config, String> {
+    read(&format!(
+        "outbound:\n- {{ name: a, listen: 127.0.0.1:1, to: [b:1, c:1], identity: /b, protocol: {protocol}, {more} }}\n"
+    ))
+}
+
+#[test]
+fn endpoints_are_spread_over_ejected_and_asked_by_default_as_is_best_for_most() {
+    let of = |protocol| outbound(protocol, "allow_remote: false");
+    let http = &of("http").unwrap().outbound[0];
+    assert_eq!((http.balance, &http.check), (Balance::PeakEwma, &None));
+    assert_eq!((http.ejection, &http.retry), (Ejection::default(), &Retry::default()));
+    assert_eq!(of("tcp").unwrap().outbound[0].balance, Balance::LeastConnections);
+}
+
+#[test]
+fn what_is_said_of_endpoints_is_read() {
+    let config = outbound(
+        "http",
+        "balance: least_request, ejection: { failures: off, behind_percent: 10, backoff: 2s, longest: 1m }, \
+         check: { http: /healthz, interval: 5s, timeout: 1s, unhealthy: 2, healthy: 3 }, \
+         retry: { attempts: 2, methods: [GET, POST], statuses: [502, 503], body_bytes: 1000, budget_percent: 5 }",
+    );
+    let outbound = config.unwrap().outbound.remove(0);
+    let seconds = Duration::from_secs;
+    assert_eq!(outbound.balance, Balance::LeastRequest);
+    let ejection = Ejection { failures: None, behind: Some(10), backoff: seconds(2), longest: seconds(60) };
+    assert_eq!(outbound.ejection, ejection);
+    let (ask, interval, timeout) = (Ask::Http("/healthz".into()), seconds(5), seconds(1));
+    assert_eq!(outbound.check, Some(Check { ask, interval, timeout, unhealthy: 2, healthy: 3 }));
+    assert_eq!((outbound.retry.attempts, outbound.retry.body_bytes, outbound.retry.budget_percent), (2, 1000, 5));
+    assert_eq!(outbound.retry.statuses, [502, 503]);
+}
+
+#[test]
+fn what_makes_no_sense_of_endpoints_is_refused_with_the_mend() {
+    for (protocol, more, says) in [
+        ("http", "balance: fastest", "\"fastest\" is not one of peak_ewma, least_request"),
+        ("tcp", "balance: peak_ewma", "write least_connections or round_robin"),
+        ("http", "balance: least_connections", "write least_request"),
+        ("http", "ejection: { failures: 0 }", "ejection.failures"),
+        ("http", "ejection: { backoff: 10s, longest: 1s }", "is shorter than the backoff"),
+        ("http", "ejection: never", "\"never\" is not one of off"),
+        ("http", "check: { interval: 1s }", "must have one of the keys http, grpc, connect"),
+        ("http", "check: { http: health }", "is no path like /health"),
+        ("http", "check: { grpc: all }", "write http: /path"),
+        ("grpc", "check: { http: /health }", "write grpc: all"),
+        ("tcp", "check: { http: /health }", "write connect: true"),
+        ("tcp", "check: { connect: false }", "is true, or not written at all"),
+        ("http", "check: { http: /health, interval: 0s }", "check.interval"),
+        ("http", "retry: { attempts: 0 }", "retry.attempts"),
+        ("http", "retry: { attempts: 1000000 }", "retry.attempts"),
+        ("http", "retry: { statuses: [200] }", "retry.statuses[0]"),
+        ("http", "retry: { methods: [get] }", "methods are written like GET"),
+        ("http", "retry: { body: 1 }", "unknown key"),
+        ("tcp", "retry: off", "no requests are known"),
+    ] {
+        let error = outbound(protocol, more).unwrap_err();
+        assert!(error.contains(says) && error.contains("sidecar.yaml:2"), "{more}: {error}");
+    }
+}

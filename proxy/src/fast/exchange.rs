@@ -2,19 +2,20 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::{Sleep, sleep};
 
 use super::{over_link, over_stream};
 use crate::buffer::Buffer;
 use crate::guard::Refused;
+use crate::guard::framing::head;
 use crate::http1::body::Body;
 use crate::http1::response::Asked;
 use crate::live::{Connection, Cut, Ticket, Wire};
-use crate::pool::{Pool, Way};
+use crate::pool::{Turn, Way};
+use crate::upstream::{Attempts, Upstream, Verdict, Why};
 
 /// The side of the caller.
 pub(super) struct Caller<T> {
@@ -30,18 +31,25 @@ pub(super) struct Exchange<'a, T> {
     pub(super) caller: &'a mut Caller<T>,
     pub(super) connection: &'a Connection,
     pub(super) ticket: &'a mut Ticket,
-    pub(super) pool: &'a Arc<Pool>,
+    pub(super) upstream: &'a Upstream,
+    pub(super) attempts: &'a mut Attempts,
+    /// The place of the request at the endpoint.
+    pub(super) turn: &'a Turn,
+    /// When this attempt began.
+    pub(super) began: Instant,
 }
 
 /// What is sent.
 pub(super) struct Up {
-    /// Its head, as HTTP/1.1 has it, until it cannot be sent again any more.
+    /// Its head, as HTTP/1.1 has it, and what else is to be written. Without a body it is kept until the response begins.
     pub(super) head: Buffer,
     pub(super) body: Body,
-    /// Whether the method is safe, and so the request may be sent twice.
-    pub(super) safe: bool,
+    /// Whether the request may be done twice.
+    pub(super) repeatable: bool,
     /// Whether it had no body from the start.
     pub(super) bodiless: bool,
+    /// What is needed to send it again, if it has a body of which all that was taken is at hand.
+    pub(super) kept: Option<Kept>,
 }
 
 /// How it ended.
@@ -58,6 +66,8 @@ pub(super) enum End {
     Refused(Refused),
     /// The next hop broke the connection or the grammar.
     Broke(io::Error),
+    /// It was answered, but another attempt is made.
+    Rejected(Why),
 }
 
 /// What became of it.
@@ -69,18 +79,74 @@ pub(super) struct Ended {
     pub(super) uploaded: bool,
     /// Whether nothing was done about the request, if it broke.
     pub(super) unsent: bool,
-    /// The request, if it broke and may be sent again.
-    pub(super) again: Option<(Up, Asked)>,
+    /// The request, if it is to go again, and why.
+    pub(super) again: Option<(Up, Asked, Why)>,
 }
 
 impl Up {
-    pub(super) fn new(head: Buffer, body: Body, safe: bool) -> Self {
+    /// A request of this head, whose body is framed so. Of a body `most` bytes are kept.
+    pub(super) fn new(head: Buffer, framing: head::Body, repeatable: bool, most: usize) -> Self {
+        let body = Body::from(framing);
         let bodiless = body.has_ended();
-        Self { head, body, safe, bodiless }
+        let kept = (!bodiless).then(|| Kept { head: head.bytes().into(), framing, body: Vec::new(), room: most });
+        Self { head, body, repeatable, bodiless, kept }
+    }
+
+    /// Whether all of it was sent on, where so much was written of what is to be, and so much is cleared and not written.
+    pub(super) fn has_gone(&self, written: usize, cleared: usize) -> bool {
+        self.body.has_ended() && cleared == 0 && written >= self.head.bytes().len()
+    }
+
+    /// Whether it can be sent again from its beginning.
+    pub(super) fn can_go_again(&self) -> bool {
+        self.bodiless || self.kept.is_some()
     }
 }
 
+/// The head of a request, and what was taken of its body as it came.
+pub(super) struct Kept {
+    head: Box<[u8]>,
+    framing: head::Body,
+    body: Vec<u8>,
+    room: usize,
+}
+
 impl<T: Wire> Exchange<'_, T> {
+    /// Whether `up` is to go again, whose connection broke before the response began; `stale` if it was dead before, so
+    /// that the next hop cannot have done the request or it may be done twice.
+    pub(super) fn broke(&mut self, up: &Up, stale: bool) -> Option<Why> {
+        let why = if stale { Why::Stale } else { Why::Broke };
+        if !stale {
+            self.turn.endpoint().broke();
+        }
+        if stale || up.repeatable { self.goes_again(up, why) } else { None }
+    }
+
+    /// Notes how the request was answered. `Some` if it is to go again all the same. `out` has what is still to be written
+    /// to the caller.
+    pub(super) fn answered(&mut self, up: &Up, verdict: &Verdict, out: &Buffer) -> Option<Why> {
+        self.turn.endpoint().answered(verdict, self.began.elapsed());
+        // What was written in part has to be written whole.
+        let why = self.upstream.rejects(verdict, up.repeatable).filter(|_| !out.is_torn())?;
+        self.goes_again(up, why)
+    }
+
+    fn goes_again(&mut self, up: &Up, why: Why) -> Option<Why> {
+        (up.can_go_again() && self.upstream.allows(self.attempts, self.turn.endpoint(), why)).then_some(why)
+    }
+
+    /// Puts what was taken of the body back, so that the next attempt finds the request as it came.
+    pub(super) fn rewind(&mut self, up: &mut Up) {
+        let Some(kept) = &mut up.kept else { return };
+        self.caller.put_back(&kept.body);
+        kept.room += kept.body.len();
+        kept.body.clear();
+        up.head.clear();
+        up.head.push(&kept.head);
+        up.body = Body::from(kept.framing);
+        self.ticket.flight.goes_again();
+    }
+
     /// Carries a request and its response until they end.
     pub(super) async fn carry(self, way: Way, up: Up, asked: Asked) -> Ended {
         match way {
@@ -101,6 +167,27 @@ impl<T: Wire> Exchange<'_, T> {
 impl<T: Wire> Caller<T> {
     pub(super) fn new(io: T) -> Self {
         Self { io, input: Buffer::default(), look: None }
+    }
+
+    /// Takes the first `count` bytes of the body away, of which `kept` keeps what it can.
+    pub(super) fn consume(&mut self, count: usize, kept: &mut Option<Kept>) {
+        if let Some(keeping) = kept {
+            match keeping.room.checked_sub(count) {
+                Some(room) => {
+                    keeping.room = room;
+                    keeping.body.extend_from_slice(self.input.bytes().get(..count).unwrap_or_default());
+                }
+                None => *kept = None,
+            }
+        }
+        self.input.consume(count);
+    }
+
+    fn put_back(&mut self, bytes: &[u8]) {
+        let mut input = Buffer::default();
+        input.push(bytes);
+        input.push(self.input.bytes());
+        self.input = input;
     }
 
     /// While its upload is stuck, and so nothing is read from it: whether it is still there. A reset is all that can be

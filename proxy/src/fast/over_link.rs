@@ -19,6 +19,7 @@ use crate::http1::body::{Body, Step};
 use crate::http1::response::{self, Asked, MOST_INTERIM, TOO_MANY_INTERIM};
 use crate::live::Wire;
 use crate::pool::Link;
+use crate::upstream::Why;
 
 /// A request on its way over a link, and its response.
 struct OverLink<'a, T> {
@@ -62,6 +63,8 @@ struct Down {
     heard: bool,
     /// The response was written whole.
     done: bool,
+    /// It was not passed on, and has ended.
+    rejected_whole: bool,
 }
 
 /// Carries a request over `link`, which goes back to the pool if it can take another.
@@ -81,17 +84,26 @@ where
         unflushed: false,
         heard: false,
         done: false,
+        rejected_whole: false,
     };
     let mut over = OverLink { exchange, link, up, upward: Upward::default(), down };
     let end = poll_fn(|cx| over.poll(cx)).await.err().unwrap_or(End::Done);
     let (begun, uploaded) = (over.has_begun() || over.down.out.is_torn(), over.has_uploaded());
-    let (unsent, mut again) = (!over.upward.sent, None);
-    match end {
-        End::Done if uploaded && over.down.input.is_empty() => over.exchange.pool.give_back(over.link),
-        End::Broke(_) if over.may_go_again() => again = Some((over.up, over.down.asked)),
-        _ => {}
+    let unsent = !over.upward.sent;
+    let again = match end {
+        End::Broke(_) if !begun => over.broke(),
+        End::Rejected(why) => Some(why),
+        _ => None,
+    };
+    let OverLink { mut exchange, link, mut up, down, .. } = over;
+    let answered = matches!(end, End::Done) || down.rejected_whole;
+    if answered && uploaded && down.input.is_empty() {
+        exchange.turn.pool().give_back(link);
     }
-    Ended { end, begun, uploaded, unsent, again }
+    if again.is_some() {
+        exchange.rewind(&mut up);
+    }
+    Ended { end, begun, uploaded, unsent, again: again.map(|why| (up, down.asked, why)) }
 }
 
 impl<T: Wire> OverLink<'_, T> {
@@ -102,19 +114,18 @@ impl<T: Wire> OverLink<'_, T> {
 
     /// Whether the whole request was sent on.
     fn has_uploaded(&self) -> bool {
-        let Self { up, upward, .. } = self;
-        up.body.has_ended() && upward.cleared == 0 && upward.written >= up.head.bytes().len()
+        self.up.has_gone(self.upward.written, self.upward.cleared)
     }
 
-    /// Whether the request may be sent again: over a connection that was used before, and died before it said anything,
-    /// either nothing of it was written, or it is safe and complete.
-    fn may_go_again(&self) -> bool {
-        self.link.used && !self.down.heard && (self.keeps_head() || !self.upward.sent)
+    /// Whether the request is to go again: its connection broke before the response began.
+    fn broke(&mut self) -> Option<Why> {
+        let stale = self.link.used && !self.down.heard && (self.up.repeatable || !self.upward.sent);
+        self.exchange.broke(&self.up, stale)
     }
 
     /// Whether the head is kept until the response begins, to be sent again over another connection.
     fn keeps_head(&self) -> bool {
-        self.up.safe && self.up.bodiless && !self.has_begun()
+        self.up.bodiless && !self.has_begun()
     }
 
     /// Carries both ways until it ends.
@@ -172,7 +183,7 @@ impl<T: Wire> OverLink<'_, T> {
             if upward.cleared > 0 {
                 let cleared = caller.input.bytes().get(..upward.cleared).unwrap_or_default();
                 let count = ready!(Pin::new(&mut link.io).poll_write(cx, cleared)).map_err(End::Broke)?;
-                caller.input.consume(count);
+                caller.consume(count, &mut up.kept);
                 upward.cleared -= count;
                 upward.unflushed = true;
                 flight.moved_up(among(&mut upward.data, count));
@@ -193,11 +204,11 @@ impl<T: Wire> OverLink<'_, T> {
             match step.map_err(|malformed| End::Refused(malformed.into()))? {
                 Step::Pass { len, data } if len <= up.head.room() && !up.head.is_empty() => {
                     up.head.push(caller.input.bytes().get(..len).unwrap_or_default());
-                    caller.input.consume(len);
+                    caller.consume(len, &mut up.kept);
                     flight.moved_up(data);
                 }
                 Step::Pass { len, data } => (upward.cleared, upward.data) = (len, data),
-                Step::Taken(count) => caller.input.consume(count),
+                Step::Taken(count) => caller.consume(count, &mut up.kept),
                 Step::Wrap(_) | Step::More => break,
             }
         }
@@ -294,7 +305,7 @@ impl<T: Wire> OverLink<'_, T> {
 
     fn take_head(&mut self) -> Result<(), End> {
         let keeps_head = self.keeps_head();
-        let Self { exchange: Exchange { ticket, .. }, link, down, up, upward } = self;
+        let Self { exchange, link, down, up, upward } = self;
         let head = response::read(down.input.bytes(), &down.asked, &mut down.out).map_err(broke)?;
         let Some(head) = head else {
             down.starved = true;
@@ -309,6 +320,12 @@ impl<T: Wire> OverLink<'_, T> {
             down.interim += 1;
             return if down.interim > MOST_INTERIM { Err(broke(TOO_MANY_INTERIM)) } else { Ok(()) };
         }
+        if let Some(why) = exchange.answered(up, &head.verdict, &down.out) {
+            down.out.clear();
+            link.patience = if up.has_gone(upward.written, upward.cleared) { head.patience } else { Duration::ZERO };
+            down.rejected_whole = head.body.skip(&mut down.input);
+            return Err(End::Rejected(why));
+        }
         // One to which the request was not written whole cannot take another.
         let whole = upward.written >= up.head.bytes().len();
         link.patience = if whole { head.patience } else { Duration::ZERO };
@@ -317,8 +334,9 @@ impl<T: Wire> OverLink<'_, T> {
             up.head.clear();
             upward.written = 0;
         }
+        up.kept = None;
         down.body = Some(head.body.into());
-        ticket.answered(head.status, None);
+        exchange.ticket.answered(head.status, None);
         Ok(())
     }
 

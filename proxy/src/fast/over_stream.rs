@@ -20,6 +20,7 @@ use crate::http1::convert;
 use crate::http1::response::{Asked, Body, MOST_INTERIM_HTTP2, TOO_MANY_INTERIM};
 use crate::live::Wire;
 use crate::pool::{Place, Stream, into_io, is_unprocessed};
+use crate::upstream::{Verdict, Why};
 
 /// A request on its way over a stream, and its response.
 struct OverStream<'a, T> {
@@ -59,7 +60,7 @@ struct Down {
 }
 
 /// Carries a request over `stream`.
-pub(super) async fn carry<T>(exchange: Exchange<'_, T>, mut stream: Stream, up: Up, asked: Asked) -> Ended
+pub(super) async fn carry<T>(mut exchange: Exchange<'_, T>, mut stream: Stream, up: Up, asked: Asked) -> Ended
 where
     T: Wire,
 {
@@ -72,7 +73,8 @@ where
         // Nothing of it was sent.
         Err(error) => {
             let (end, uploaded) = (End::Broke(into_io(error)), up.body.has_ended());
-            return Ended { end, begun: false, uploaded, unsent: true, again: Some((up, asked)) };
+            let again = exchange.broke(&up, true).map(|why| (up, asked, why));
+            return Ended { end, begun: false, uploaded, unsent: true, again };
         }
     };
     if up.bodiless {
@@ -95,8 +97,18 @@ where
     let mut unprocessed = false;
     let end = poll_fn(|cx| over.poll(cx, &mut unprocessed)).await;
     let (begun, uploaded) = (over.down.begun.is_some() || over.down.out.is_torn(), over.upward.ended);
-    let may_go_again = over.up.bodiless && !begun && (unprocessed || (over.up.safe && over.used));
-    let again = (matches!(end, End::Broke(_)) && may_go_again).then_some((over.up, over.down.asked));
+    let again = match end {
+        End::Broke(_) if !begun => {
+            let stale = unprocessed || (over.up.repeatable && over.used);
+            over.exchange.broke(&over.up, stale)
+        }
+        End::Rejected(why) => Some(why),
+        _ => None,
+    };
+    if again.is_some() {
+        over.exchange.rewind(&mut over.up);
+    }
+    let again = again.map(|why| (over.up, over.down.asked, why));
     Ended { end, begun, uploaded, unsent: unprocessed && !begun, again }
 }
 
@@ -154,7 +166,7 @@ impl<T: Wire> OverStream<'_, T> {
                 };
                 let count = capacity.min(upward.cleared);
                 let data = Bytes::copy_from_slice(caller.input.bytes().get(..count).unwrap_or_default());
-                caller.input.consume(count);
+                caller.consume(count, &mut up.kept);
                 upward.cleared -= count;
                 flight.moved_up(count);
                 upward.ended = upward.cleared == 0 && up.body.has_ended();
@@ -175,12 +187,12 @@ impl<T: Wire> OverStream<'_, T> {
             let found = up.body.find(caller.input.bytes());
             match found.map_err(|malformed| Stop::End(End::Refused(malformed.into())))? {
                 Found::Data { before, len } => {
-                    caller.input.consume(before);
+                    caller.consume(before, &mut up.kept);
                     upward.cleared = len;
                 }
-                Found::Framing(count) => caller.input.consume(count),
+                Found::Framing(count) => caller.consume(count, &mut up.kept),
                 Found::End(count, trailers) => {
-                    caller.input.consume(count);
+                    caller.consume(count, &mut up.kept);
                     upward.ended = true;
                     flight.upload_ended();
                     if trailers.is_empty() {
@@ -208,6 +220,7 @@ impl<T: Wire> OverStream<'_, T> {
                     Poll::Ready(Ok(())) => false,
                     Poll::Ready(Err(Took::Stream(error))) => return Poll::Ready(Err(refused(error))),
                     Poll::Ready(Err(Took::Nonsense(why))) => return Poll::Ready(Err(broke(why))),
+                    Poll::Ready(Err(Took::Rejected(why))) => return Poll::Ready(Err(End::Rejected(why))),
                     Poll::Pending => true,
                 };
             }
@@ -298,10 +311,14 @@ impl<T: Wire> OverStream<'_, T> {
         let response = ready!(Pin::new(&mut down.response).poll(cx)).map_err(Took::Stream)?;
         let (parts, stream) = response.into_parts();
         let ended = stream.is_end_stream();
+        if let Some(why) = exchange.answered(up, &Verdict::of(parts.status, &parts.headers), &down.out) {
+            return Poll::Ready(Err(Took::Rejected(why)));
+        }
         let body = convert::write_response(parts.status, &parts.headers, ended, &down.asked, &mut down.out)
             .map_err(Took::Nonsense)?;
         // It is not sent again any more.
         up.head.clear();
+        up.kept = None;
         down.ended = body == Body::None;
         down.begun = Some((stream, body));
         exchange.ticket.answered(parts.status, None);
@@ -326,6 +343,8 @@ impl From<h2::Error> for Stop {
 enum Took {
     Stream(h2::Error),
     Nonsense(&'static str),
+    /// Another attempt is made.
+    Rejected(Why),
 }
 
 /// Room for the frame of a chunk.

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use crate::buffer::Buffer;
 use crate::guard::{HeadLimits, headers};
 use crate::pool::keep_alive;
+use crate::upstream::Verdict;
 
 use super::lines::Lines;
 
@@ -20,6 +21,8 @@ pub(crate) struct Head {
     pub(crate) body: Body,
     /// How long the connection that it came over may wait for the next request; zero if it takes none.
     pub(crate) patience: Duration,
+    /// What it says of the endpoint.
+    pub(crate) verdict: Verdict,
 }
 
 /// How long the body of a response is.
@@ -30,6 +33,22 @@ pub(crate) enum Body {
     Chunked,
     /// To the end of the connection.
     Rest,
+}
+
+impl Body {
+    /// Takes a body that nobody wants off `input`, if all of it is there.
+    pub(crate) fn skip(self, input: &mut Buffer) -> bool {
+        let length = match self {
+            Self::None => 0,
+            Self::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
+            Self::Chunked | Self::Rest => return false,
+        };
+        let whole = length <= input.bytes().len();
+        if whole {
+            input.consume(length);
+        }
+        whole
+    }
 }
 
 /// What is known of a response before it comes, and what is to be said beside it.
@@ -104,7 +123,8 @@ fn parsed<R>(
     };
     let keeps = !said.close && response.version == Some(1) && body != Body::Rest;
     let patience = if keeps { said.patience } else { Duration::ZERO };
-    let head = Head { len, status, body, patience };
+    let verdict = Verdict::of_lines(status, response.headers);
+    let head = Head { len, status, body, patience, verdict };
     let seen = see(&response, &said, &head);
     Ok(Some((head, seen)))
 }

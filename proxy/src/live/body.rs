@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::flight::{Cut, Entered, Ticket};
+use super::kept::{Again, Kept};
 use crate::exchange;
 use crate::fault::{Blame, Fault, Hop};
 use crate::guard;
@@ -27,6 +28,9 @@ pub(crate) enum BodyError {
     /// The caller broke the request, or took it back, over HTTP/2.
     #[error(transparent)]
     Stream(h2::Error),
+    /// The body goes with another attempt at the request.
+    #[error("the request went again")]
+    WentAgain,
     /// The next hop broke the response.
     #[error(transparent)]
     Response(#[from] io::Error),
@@ -34,14 +38,32 @@ pub(crate) enum BodyError {
 
 /// A request body on its way out. It has no end of its own making: what breaks on the way in breaks on the way out.
 pub(crate) struct RequestBody {
-    incoming: Incoming,
+    source: Kept,
     /// The request, which may be answered before its body has ended.
     entered: Arc<Entered>,
 }
 
+/// What a request body can be had from once more, for another attempt.
+pub(crate) struct Spare {
+    source: Option<Again>,
+    entered: Arc<Entered>,
+}
+
+impl Spare {
+    /// The body from its beginning; who had it before gets no more of it. `None` if not all of it is at hand.
+    pub(crate) fn again(&self) -> Option<RequestBody> {
+        let source = match &self.source {
+            None => Kept::none(),
+            Some(again) => again.begin()?,
+        };
+        Some(RequestBody { source, entered: Arc::clone(&self.entered) })
+    }
+}
+
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, entered: Arc<Entered>) -> Self {
-        Self { incoming, entered }
+    /// Of which `most` bytes are kept for another attempt.
+    pub(crate) fn new(incoming: Incoming, entered: Arc<Entered>, most: usize) -> Self {
+        Self { source: Kept::new(incoming, most), entered }
     }
 
     /// Whether the request was ended by order; wakes who carries its body when that changes.
@@ -49,9 +71,9 @@ impl RequestBody {
         self.entered.flight.poll_request(cx)
     }
 
-    /// No body, for the same request when it is sent again.
-    pub(crate) fn emptied(&self) -> Self {
-        Self { incoming: Incoming::None, entered: Arc::clone(&self.entered) }
+    /// The same body for another attempt.
+    pub(crate) fn spare(&self) -> Spare {
+        Spare { source: self.source.again(), entered: Arc::clone(&self.entered) }
     }
 }
 
@@ -64,11 +86,15 @@ impl HttpBody for RequestBody {
             return Poll::Ready(Some(Err(BodyError::Cut(cut))));
         }
         let this = &mut *self;
-        let frame = std::task::ready!(this.incoming.poll_frame(cx));
-        let mut ended = frame.is_none() || this.incoming.is_end_stream();
+        let (frame, is_new) = std::task::ready!(this.source.poll_frame(cx));
+        let mut ended = frame.is_none() || this.source.is_end_stream();
         let frame = frame.map(|frame| {
-            frame.inspect_err(|error| note_broken(&this.entered, error)).map(|mut frame| {
-                if let Some(data) = frame.data_ref() {
+            let noted = |error: &BodyError| match error {
+                BodyError::WentAgain => {}
+                error => note_broken(&this.entered, error),
+            };
+            frame.inspect_err(noted).map(|mut frame| {
+                if let Some(data) = frame.data_ref().filter(|_| is_new) {
                     this.entered.flight.moved_up(data.len());
                 }
                 if let Some(trailers) = frame.trailers_mut() {
@@ -85,7 +111,7 @@ impl HttpBody for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.source.is_end_stream()
     }
 }
 

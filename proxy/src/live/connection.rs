@@ -18,6 +18,7 @@ use crate::listener::Listener;
 use crate::load::Share;
 use crate::pool::Pool;
 use crate::telemetry::Requests;
+use crate::upstream::Upstream;
 
 /// What a connection carries, and who opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,6 +212,7 @@ impl Connection {
 pub(crate) struct Connections {
     live: Mutex<HashMap<u64, Arc<Connection>>>,
     pools: Mutex<Vec<Weak<Pool>>>,
+    upstreams: Mutex<Vec<Weak<Upstream>>>,
     next: AtomicU64,
     stopped: AtomicBool,
 }
@@ -269,6 +271,18 @@ impl Connections {
     /// Lets the reviewer look after a pool.
     pub(crate) fn look_after(&self, pool: &Arc<Pool>) {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(pool));
+    }
+
+    /// Has an upstream shown to who asks.
+    pub(crate) fn knows(&self, upstream: &Arc<Upstream>) {
+        self.upstreams.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(upstream));
+    }
+
+    /// The upstreams that are in use.
+    pub(crate) fn upstreams(&self) -> Vec<Arc<Upstream>> {
+        let mut upstreams = self.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
+        upstreams.retain(|upstream| upstream.strong_count() > 0);
+        upstreams.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// The pools that are in use.

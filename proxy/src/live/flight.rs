@@ -93,6 +93,11 @@ impl Flight {
         self.target.path()
     }
 
+    /// When its head was there.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Ends it.
     pub(crate) fn cut(&self, reason: Cut) {
         if self.cut.compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Acquire).is_ok() {
@@ -159,6 +164,12 @@ impl Flight {
     fn longest_gap(&self) -> Option<Duration> {
         let gap = self.longest_gap.load(Ordering::Relaxed);
         (gap > 0).then(|| Duration::from_micros(gap))
+    }
+
+    /// Notes that it goes again from its beginning.
+    pub(crate) fn goes_again(&self) {
+        self.up.store(0, Ordering::Relaxed);
+        self.uploaded.store(false, Ordering::Release);
     }
 
     /// Notes that the request body has ended.

@@ -1,4 +1,4 @@
-//! The pools of a listener: one for each worker, so that what is used over and over is woken where it was opened.
+//! The pools of an endpoint: one for each worker, so that what is used over and over is woken where it was opened.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
@@ -7,10 +7,12 @@ use countersign_runtime::Lifecycle;
 use super::{Pool, Target};
 use crate::listener::Listener;
 use crate::live::Connections;
+use crate::upstream::Endpoint;
 
-/// The pools of one listener.
+/// The pools of one endpoint.
 pub(crate) struct Pools {
     target: Arc<Target>,
+    endpoint: Arc<Endpoint>,
     listener: Arc<Listener>,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
@@ -20,7 +22,7 @@ pub(crate) struct Pools {
     others: Box<[OnceLock<Arc<Pool>>]>,
 }
 
-/// The pools of one listener as they know each other.
+/// The pools of one endpoint as they know each other.
 pub(super) struct Family {
     workers: usize,
     pools: Mutex<Vec<Weak<Pool>>>,
@@ -30,6 +32,7 @@ impl Pools {
     /// One for each of `workers`.
     pub(crate) fn new(
         target: Target,
+        endpoint: Arc<Endpoint>,
         listener: Arc<Listener>,
         connections: &Arc<Connections>,
         lifecycle: &Lifecycle,
@@ -38,14 +41,18 @@ impl Pools {
         let others = (1..workers).map(|_| OnceLock::new()).collect();
         let (connections, lifecycle) = (Arc::clone(connections), lifecycle.clone());
         let family = Arc::new(Family { workers, pools: Mutex::default() });
-        Self { target: Arc::new(target), listener, connections, lifecycle, family, first: OnceLock::new(), others }
+        let (target, first) = (Arc::new(target), OnceLock::new());
+        Self { target, endpoint, listener, connections, lifecycle, family, first, others }
     }
 
     /// That of the worker with this number, counted from 0.
     pub(crate) fn of(&self, worker: usize) -> &Arc<Pool> {
-        let Self { target, listener, connections, lifecycle, family, first, others } = self;
+        let Self { target, endpoint, listener, connections, lifecycle, family, first, others } = self;
         let other = worker.checked_sub(1).and_then(|worker| others.get(worker));
-        let new = || Pool::new(Arc::clone(target), Arc::clone(listener), connections, lifecycle, family);
+        let new = || {
+            let (target, endpoint, listener) = (Arc::clone(target), Arc::clone(endpoint), Arc::clone(listener));
+            Pool::new(target, endpoint, listener, connections, lifecycle, family)
+        };
         other.unwrap_or(first).get_or_init(new)
     }
 }

@@ -11,8 +11,8 @@ use super::link::{Io, Link};
 use super::proof::Proof;
 use super::shared::{self, Shared, Stream};
 use super::{Mesh, Pool, Target};
-use crate::config::Address;
-use crate::dial::{Secured, dial_app};
+use crate::config::{Address, Protocol};
+use crate::dial::{self, Secured, TlsStream, dial_app};
 use crate::fault::Fault;
 use crate::live::{Connection, Entry, Kind, Metered};
 
@@ -30,6 +30,32 @@ impl Pool {
         }
         let reason = "it ends each connection at once".to_owned();
         Err(Fault::Unreachable { hop: self.hop(), to: self.address(), reason })
+    }
+
+    /// A connection to another workload of which nothing is known but its bytes.
+    pub(crate) async fn open_raw(&self) -> Result<(TlsStream, Arc<Entry>), Fault> {
+        let Target::Mesh(Mesh { dialer, address, .. }) = &*self.target else {
+            return Err(Fault::OtherProtocol { to: self.address() });
+        };
+        let (listener, connections) = (&self.listener, &self.connections);
+        let (secured, entry) = dialer.open(*address, &dialer.raw, Kind::Relayed, listener, connections).await?;
+        Ok((secured.stream, entry))
+    }
+
+    /// Finds out whether the endpoint can be reached. What it opens for that is kept for the next request.
+    pub(crate) async fn reach(self: &Arc<Self>) -> Result<(), Fault> {
+        if let Target::Mesh(Mesh { address, protocol: Protocol::Tcp, .. }) = &*self.target {
+            // After a handshake the other side would dial its app.
+            return dial::reach(*address, &self.listener.limits).await;
+        }
+        if self.has_links() && !self.free().no_http1() {
+            let link = self.new_link().await?;
+            self.free().hand_on(link);
+        } else if self.has_streams(&self.free()) {
+            let shared = self.open_shared().await?;
+            self.free().put(shared);
+        }
+        Ok(())
     }
 
     /// The fault of a connection that broke under a request.
@@ -147,11 +173,11 @@ impl Pool {
     /// go on instead, and then take HTTP/1.1 for broken HTTP/2. One that knows no ALPN says as little; so it is asked once
     /// more, with a choice.
     async fn open_http1(&self, mesh: &Mesh) -> Result<(Secured, Arc<Entry>), Fault> {
-        let opened = self.open_mesh(&mesh.http1).await?;
+        let opened = self.open_mesh(&mesh.dialer.http1).await?;
         if opened.0.agreed || self.free().knows_no_alpn() {
             return Ok(opened);
         }
-        let asked = self.open_mesh(&mesh.either).await?;
+        let asked = self.open_mesh(&mesh.dialer.either).await?;
         if asked.0.http2 {
             return Err(Fault::OtherProtocol { to: asked.0.remote.to_string() });
         }
@@ -166,7 +192,7 @@ impl Pool {
                 shared::open(self, io, entry, Proof::none()).await
             }
             Target::Mesh(mesh) => {
-                let (secured, entry) = self.open_mesh(&mesh.http2).await?;
+                let (secured, entry) = self.open_mesh(&mesh.dialer.http2).await?;
                 let proof = Proof::of(&secured);
                 if !secured.http2 {
                     return Err(Fault::OtherProtocol { to: secured.remote.to_string() });
@@ -179,7 +205,9 @@ impl Pool {
 
     async fn open_mesh(&self, tls: &ClientTls) -> Result<(Secured, Arc<Entry>), Fault> {
         match &*self.target {
-            Target::Mesh(mesh) => mesh.workload.open(tls, Kind::Pooled, &self.listener, &self.connections).await,
+            Target::Mesh(Mesh { dialer, address, .. }) => {
+                dialer.open(*address, tls, Kind::Pooled, &self.listener, &self.connections).await
+            }
             Target::App { .. } => Err(Fault::OtherProtocol { to: self.address() }),
         }
     }

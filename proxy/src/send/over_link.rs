@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use http::header::{CONTENT_LENGTH, EXPECT};
@@ -17,7 +17,7 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::PollSender;
 
 use super::received::{Received, Relayed};
-use super::{Answered, Asking, Held, Unanswered, asked};
+use super::{Answered, Asking, Held, Unanswered, asked, refused};
 use crate::buffer::{Buffer, ReadAhead};
 use crate::http1::body::{Body, Found};
 use crate::http1::response::{MOST_INTERIM, MOST_INTERIM_HTTP2, TOO_MANY_INTERIM};
@@ -72,14 +72,14 @@ pub(crate) struct FromLink {
 
 /// Sends a request and waits for the head of its response.
 pub(super) async fn send(
-    asking: &Asking<'_>,
+    asking: &mut Asking<'_>,
     link: Link,
     request: Request<RequestBody>,
 ) -> Result<Answered, Unanswered> {
-    let Asking { pool, held, interim } = asking;
+    let (pool, began) = (Arc::clone(asking.pool()), Instant::now());
     let waits = waits_for_consent(&request);
     let (parts, body) = request.into_parts();
-    let asked = asked(pool, &parts.method);
+    let asked = asked(&pool, &parts.method);
     let bodiless = body.is_end_stream();
     let left = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if bodiless && left.is_some_and(|left| left > 0) {
@@ -90,7 +90,7 @@ pub(super) async fn send(
     let held_back = waits.then(|| Box::pin(sleep(CONSENT)));
     let mut out = Buffer::default();
     let chunked = convert::write_request(&parts, bodiless, || pool.authority(), &mut out);
-    let spare = if bodiless { Some(body.emptied()) } else { None };
+    let spare = body.spare();
     let body = (!bodiless).then_some(body);
     let (data, input) = (Bytes::new(), Buffer::default());
     let mut talk = Talk {
@@ -109,15 +109,25 @@ pub(super) async fn send(
         data,
         input,
     };
-    let (head, headers) = match poll_fn(|cx| talk.poll_head(cx, &asked, interim)).await {
+    let (head, headers) = match poll_fn(|cx| talk.poll_head(cx, &asked, asking.interim)).await {
         Ok(head) => head,
         Err(error) => {
-            let body = spare.or_else(|| talk.body.take());
-            let again = talk.link.used && !talk.heard && (!talk.sent || (bodiless && parts.method.is_safe()));
-            let again = body.filter(|_| again).map(|body| Request::from_parts(parts, body));
+            let stale = talk.link.used && !talk.heard && (!talk.sent || asking.repeatable);
+            let again =
+                asking.broke(stale, || spare.again()).map(|(body, why)| (Request::from_parts(parts, body), why));
             return Err(Unanswered { error, unsent: !talk.sent, again });
         }
     };
+    if head.status != StatusCode::SWITCHING_PROTOCOLS
+        && let Some((body, why)) = asking.answered(&head.verdict, began.elapsed(), || spare.again())
+    {
+        let again = Some((Request::from_parts(parts, body), why));
+        if talk.has_uploaded() && head.body.skip(&mut talk.input) && talk.input.is_empty() {
+            talk.link.patience = head.patience;
+            pool.give_back(talk.link);
+        }
+        return Err(Unanswered { error: refused(head.status), unsent: false, again });
+    }
     let mut response = Response::new(());
     *response.status_mut() = head.status;
     *response.headers_mut() = headers;
@@ -136,9 +146,9 @@ pub(super) async fn send(
     }
     let uploaded = talk.has_uploaded();
     let mut body =
-        FromLink { talk: Some(talk), body: head.body.into(), pool: Arc::clone(pool), _held: Arc::clone(held) };
+        FromLink { talk: Some(talk), body: head.body.into(), pool: Arc::clone(&pool), _held: Arc::clone(&asking.held) };
     body.finish_if_ended();
-    let body = if uploaded { Received::Link(Box::new(body)) } else { relayed(pool, body) };
+    let body = if uploaded { Received::Link(Box::new(body)) } else { relayed(&pool, body) };
     Ok(Answered::Response(response.map(|()| body)))
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
@@ -16,13 +17,14 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::received::Received;
-use super::{Answered, Asking, Held, Unanswered};
+use super::{Answered, Asking, Held, Unanswered, refused};
 use crate::fault::Hop;
 use crate::http1::convert;
 use crate::http1::response::{MOST_INTERIM_HTTP2, TOO_MANY_INTERIM};
 use crate::live::body::RequestBody;
 use crate::pool::{Place, Pool, Stream, into_io, is_unprocessed};
 use crate::serve::Interim;
+use crate::upstream::Verdict;
 
 /// The body of a response that comes over a stream.
 pub(crate) struct FromStream {
@@ -36,36 +38,45 @@ pub(crate) struct FromStream {
 
 /// Sends a request and waits for the head of its response.
 pub(super) async fn send(
-    asking: &Asking<'_>,
+    asking: &mut Asking<'_>,
     mut stream: Stream,
     request: Request<RequestBody>,
 ) -> Result<Answered, Unanswered> {
-    let Asking { pool, held, interim } = asking;
+    let (pool, began) = (Arc::clone(asking.pool()), Instant::now());
     let (mut parts, body) = request.into_parts();
     let scheme = if pool.hop() == Hop::App { Scheme::HTTP } else { Scheme::HTTPS };
     convert::for_http2(&mut parts, scheme, || pool.authority());
     let bodiless = body.is_end_stream();
-    let spare = bodiless.then(|| (parts.clone(), body.emptied()));
-    let safe = parts.method.is_safe();
+    let spare = body.spare();
     let (mut response, sender) = match stream.sender.send_request(Request::from_parts(parts.clone(), ()), bodiless) {
         Ok(sent) => sent,
         Err(error) => {
-            let again = Some(Request::from_parts(parts, body));
+            let again = asking.broke(true, || spare.again());
+            let again = again.map(|(body, why)| (Request::from_parts(parts, body), why));
             return Err(Unanswered { error: into_io(error), unsent: true, again });
         }
     };
     let (used, place) = (stream.used, Arc::new(stream.into_place()));
-    let upload = (!bodiless).then(|| upload(pool, body, sender, &place));
-    inform(&mut response, interim).await.map_err(|why| Unanswered { error: why, unsent: false, again: None })?;
-    let response = response.await.map_err(|error| {
-        let unsent = is_unprocessed(&error);
-        let again = spare.filter(|_| unsent || (safe && used)).map(|(parts, body)| Request::from_parts(parts, body));
-        Unanswered { error: into_io(error), unsent, again }
-    })?;
-    let (parts, stream) = response.into_parts();
+    let upload = (!bodiless).then(|| upload(&pool, body, sender, &place));
+    inform(&mut response, asking.interim).await.map_err(|why| Unanswered { error: why, unsent: false, again: None })?;
+    let response = match response.await {
+        Ok(response) => response,
+        Err(error) => {
+            let unsent = is_unprocessed(&error);
+            let again = asking.broke(unsent || (asking.repeatable && used), || spare.again());
+            let again = again.map(|(body, why)| (Request::from_parts(parts, body), why));
+            return Err(Unanswered { error: into_io(error), unsent, again });
+        }
+    };
+    let (head, stream) = response.into_parts();
+    let verdict = Verdict::of(head.status, &head.headers);
+    if let Some((body, why)) = asking.answered(&verdict, began.elapsed(), || spare.again()) {
+        let again = Some((Request::from_parts(parts, body), why));
+        return Err(Unanswered { error: refused(head.status), unsent: false, again });
+    }
     let data_ended = stream.is_end_stream();
-    let body = FromStream { stream, data_ended, upload, _place: place, _held: Arc::clone(held) };
-    Ok(Answered::Response(Response::from_parts(parts, Received::Stream(Box::new(body)))))
+    let body = FromStream { stream, data_ended, upload, _place: place, _held: Arc::clone(&asking.held) };
+    Ok(Answered::Response(Response::from_parts(head, Received::Stream(Box::new(body)))))
 }
 
 /// Passes on what comes before the head of the response. What breaks is found by who waits for that.

@@ -3,6 +3,7 @@
 
 mod changes;
 mod denials;
+mod endpoints;
 mod ends;
 mod extended_connect;
 mod grpc_apps;

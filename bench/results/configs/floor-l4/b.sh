@@ -1,0 +1,1 @@
+floor l4 --side b --listen 127.0.0.1:22910 --to 127.0.0.1:22307 --cert /DIRECTORY/svids/server.pem --key /DIRECTORY/svids/server.key --ca /DIRECTORY/svids/ca.pem --buffer 8k

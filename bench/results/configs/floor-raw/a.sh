@@ -1,0 +1,1 @@
+floor raw --side a --listen 127.0.0.1:22927 --to 127.0.0.1:22928 --cert /DIRECTORY/svids/client.pem --key /DIRECTORY/svids/client.key --ca /DIRECTORY/svids/ca.pem --buffer 8k

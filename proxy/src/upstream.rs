@@ -1,0 +1,483 @@
+//! What the requests of a listener go to: the endpoints of another workload, or the app alone.
+//!
+//! `pick` an endpoint → `way`: something that the request can go over there, which may be a new connection → the answer,
+//! of which the endpoint takes note → or `again`, over another connection or to another endpoint.
+//!
+//! Invariant: a request goes again only if the next hop cannot have done it, or if it may be done twice; and never once a
+//! byte of its response was passed on.
+
+mod attempts;
+mod balance;
+mod check;
+mod endpoint;
+mod follow;
+mod health;
+mod latency;
+mod verdict;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use countersign_runtime::Lifecycle;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use http::Method;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tower::retry::budget::{Budget, TpsBudget};
+
+use crate::config::{Address, Balance, Ejection, Outbound, Protocol, Retry};
+use crate::dial::{Dialer, TlsStream};
+use crate::discovery::Found;
+use crate::fault::{Fault, Hop};
+use crate::listener::Listener;
+use crate::live::{Connections, Entry};
+use crate::pool::{Pool, Pools, Target, Turn, Way, keep_alive};
+use crate::telemetry::UpstreamMetrics;
+pub(crate) use attempts::{Attempts, Why};
+pub(crate) use endpoint::Endpoint;
+use endpoint::Group;
+pub(crate) use verdict::Verdict;
+
+/// What the requests of one listener go to.
+pub(crate) struct Upstream {
+    listener: Arc<Listener>,
+    hop: Hop,
+    /// As it stands in the configuration, for who reads of a fault.
+    address: String,
+    balance: Balance,
+    retry: Retry,
+    budget: TpsBudget,
+    group: Arc<Group>,
+    next: AtomicUsize,
+    members: watch::Sender<Members>,
+    parts: Parts,
+    /// When it was said last that connections are closed that wait.
+    said_stale: Mutex<Option<Instant>>,
+}
+
+/// The endpoints now.
+#[derive(Clone, Default)]
+struct Members {
+    all: Arc<[Arc<Member>]>,
+    /// Whether they were ever found, and why there are none.
+    known: bool,
+    problem: Option<String>,
+}
+
+/// An endpoint and the connections to it.
+struct Member {
+    endpoint: Arc<Endpoint>,
+    pools: Pools,
+    weight: u16,
+    priority: u16,
+}
+
+/// What a request can go over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    Any,
+    /// HTTP/1.1: it means something that HTTP/2 cannot carry.
+    Link,
+    /// A connection of its own, which it may turn into something else.
+    Own,
+}
+
+/// What pools are made from.
+struct Parts {
+    dialer: Option<Arc<Dialer>>,
+    protocol: Protocol,
+    connections: Arc<Connections>,
+    lifecycle: Lifecycle,
+    workers: usize,
+}
+
+/// How requests are spread over endpoints.
+struct Rules {
+    balance: Balance,
+    ejection: Ejection,
+    retry: Retry,
+}
+
+impl Upstream {
+    /// The app.
+    pub(crate) fn app(
+        address: &Address,
+        protocol: Protocol,
+        listener: Arc<Listener>,
+        connections: &Arc<Connections>,
+        lifecycle: &Lifecycle,
+        workers: usize,
+    ) -> Arc<Self> {
+        // It is in one place, and who calls from elsewhere may have other places to go.
+        let rules = Rules { balance: Balance::RoundRobin, ejection: Ejection::default(), retry: Retry::default() };
+        let parts = Parts {
+            dialer: None,
+            protocol,
+            connections: Arc::clone(connections),
+            lifecycle: lifecycle.clone(),
+            workers,
+        };
+        let upstream = Self::new(listener, Hop::App, address.to_string(), rules, parts);
+        let target = Target::App { address: address.clone(), http2: protocol == Protocol::Grpc };
+        let endpoint = Endpoint::new(None, &upstream.group);
+        let member = upstream.member(endpoint, target, 1, 0);
+        upstream.set(Members { all: [member].into(), known: true, problem: None });
+        Arc::new(upstream)
+    }
+
+    /// Another workload, whose endpoints `found` follows.
+    pub(crate) fn mesh(
+        dialer: Dialer,
+        config: &Outbound,
+        found: watch::Receiver<Option<Arc<Found>>>,
+        listener: Arc<Listener>,
+        connections: &Arc<Connections>,
+        lifecycle: &Lifecycle,
+        workers: usize,
+    ) -> Arc<Self> {
+        let (dialer, protocol) = (Some(Arc::new(dialer)), config.protocol);
+        let (connections, lifecycle) = (Arc::clone(connections), lifecycle.clone());
+        let parts = Parts { dialer, protocol, connections, lifecycle, workers };
+        let address = config.to.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let rules = Rules { balance: config.balance, ejection: config.ejection, retry: config.retry.clone() };
+        let upstream = Arc::new(Self::new(listener, Hop::Mesh, address, rules, parts));
+        upstream.follow(found);
+        if let Some(check) = &config.check {
+            upstream.start_checks(check.clone());
+        }
+        upstream.parts.connections.knows(&upstream);
+        upstream
+    }
+
+    fn new(listener: Arc<Listener>, hop: Hop, address: String, rules: Rules, parts: Parts) -> Self {
+        let Rules { balance, ejection, retry } = rules;
+        let group = Arc::new(Group {
+            listener: Arc::clone(&listener.name),
+            rule: ejection,
+            metrics: UpstreamMetrics::new(listener.direction, &listener.name),
+            born: Instant::now(),
+            members: AtomicUsize::new(0),
+        });
+        let budget = TpsBudget::new(BUDGET, FREE_RETRIES, retry.budget_percent as f32 / 100.0);
+        let (next, members) = (AtomicUsize::new(0), watch::Sender::default());
+        let said_stale = Mutex::default();
+        Self { listener, hop, address, balance, retry, budget, group, next, members, parts, said_stale }
+    }
+
+    /// Who is blamed if the next hop fails.
+    pub(crate) fn hop(&self) -> Hop {
+        self.hop
+    }
+
+    /// An endpoint for a request, which is counted there for as long as the turn is held. `None` if there is none that was
+    /// not tried before.
+    pub(crate) fn pick(&self, worker: usize, attempts: &Attempts) -> Option<Turn> {
+        let members = self.members.borrow();
+        let member = match &*members.all {
+            [only] if !attempts.has_tried(&only.endpoint) => only,
+            [_] => return None,
+            all => balance::pick(all, self.balance, &self.next, attempts, Instant::now())?,
+        };
+        Some(member.pools.of(worker).enter())
+    }
+
+    /// As [`Upstream::pick`], once it is known where the endpoints are.
+    async fn pick_when_known(&self, worker: usize, attempts: &Attempts) -> Result<Turn, Fault> {
+        if let Some(turn) = self.pick(worker, attempts) {
+            return Ok(turn);
+        }
+        let mut members = self.members.subscribe();
+        let known = timeout(self.listener.limits.handshake, members.wait_for(|members| members.known)).await;
+        if let Some(turn) = self.pick(worker, attempts) {
+            return Ok(turn);
+        }
+        let reason = match known {
+            Ok(Ok(members)) => members.problem.clone().unwrap_or_else(|| "no endpoint is left to try".to_owned()),
+            _ => "its name was not resolved in time".to_owned(),
+        };
+        Err(Fault::Unreachable { hop: self.hop, to: self.address.clone(), reason })
+    }
+
+    /// An endpoint and what the request can go over there, if that is at hand; else the endpoint, if it is known.
+    pub(crate) fn ready(&self, worker: usize, attempts: &Attempts, need: Need) -> Result<(Turn, Way), Option<Turn>> {
+        let Some(turn) = self.pick(worker, attempts) else { return Err(None) };
+        let taken = match need {
+            Need::Any => turn.pool().take(),
+            Need::Link | Need::Own => None,
+        };
+        match taken {
+            Some(way) => Ok((turn, way)),
+            None => Err(Some(turn)),
+        }
+    }
+
+    /// What the request can go over, at the endpoint of `picked`, or where that cannot be reached at others. One that takes
+    /// long to be reached is waited for, but others are tried beside it.
+    pub(crate) async fn way(
+        &self,
+        worker: usize,
+        attempts: &mut Attempts,
+        need: Need,
+        picked: Option<Turn>,
+    ) -> Result<(Turn, Way), Fault> {
+        let picked = match picked {
+            Some(picked) => picked,
+            None => self.pick_when_known(worker, attempts).await?,
+        };
+        let open = |turn: Turn| async move {
+            let pool = turn.pool();
+            let way = match need {
+                Need::Any => pool.way().await,
+                Need::Link => pool.link().await,
+                Need::Own => pool.new_link().await.map(Way::Link),
+            };
+            (turn, way)
+        };
+        self.race(worker, attempts, picked, open).await
+    }
+
+    /// As [`Upstream::way`], for a request that goes again: where a connection of `pool` was dead, over another one of it.
+    pub(crate) async fn again(
+        &self,
+        worker: usize,
+        attempts: &mut Attempts,
+        need: Need,
+        pool: &Arc<Pool>,
+        why: Why,
+    ) -> Result<(Turn, Way), Fault> {
+        if why == Why::Stale {
+            let turn = pool.enter();
+            let way = match need {
+                Need::Any | Need::Link => pool.another().await,
+                Need::Own => pool.new_link().await.map(Way::Link),
+            };
+            match way {
+                Ok(way) => return Ok((turn, way)),
+                Err(fault) if !fault.is_of_endpoint() => return Err(fault),
+                Err(fault) => {
+                    turn.unreached(&fault);
+                    attempts.try_at(turn.endpoint());
+                    if !self.has_other(attempts) {
+                        return Err(fault);
+                    }
+                }
+            }
+        }
+        self.way(worker, attempts, need, None).await
+    }
+
+    /// A connection to another workload of which nothing is known but its bytes.
+    pub(crate) async fn raw(&self, worker: usize) -> Result<(Turn, TlsStream, Arc<Entry>), Fault> {
+        let mut attempts = Attempts::default();
+        let first = self.pick_when_known(worker, &attempts).await?;
+        let open = |turn: Turn| async move {
+            let raw = turn.pool().open_raw().await;
+            (turn, raw)
+        };
+        let (turn, (stream, entry)) = self.race(worker, &mut attempts, first, open).await?;
+        Ok((turn, stream, entry))
+    }
+
+    /// Opens something at the endpoint of `turn`, and at others where that fails or takes long (RFC 8305, section 5).
+    async fn race<T, F>(
+        &self,
+        worker: usize,
+        attempts: &mut Attempts,
+        turn: Turn,
+        open: impl Fn(Turn) -> F,
+    ) -> Result<(Turn, T), Fault>
+    where
+        F: Future<Output = (Turn, Result<T, Fault>)>,
+    {
+        let mut under_way = FuturesUnordered::new();
+        attempts.try_at(turn.endpoint());
+        under_way.push(open(turn));
+        let mut faults = Faults::default();
+        let mut others = true;
+        loop {
+            let late = sleep(RACE);
+            tokio::select! {
+                Some((turn, opened)) = under_way.next() => match opened {
+                    Ok(opened) => return Ok((turn, opened)),
+                    Err(fault) if !fault.is_of_endpoint() => return Err(fault),
+                    Err(fault) => {
+                        turn.unreached(&fault);
+                        faults.add(fault);
+                    }
+                },
+                () = late, if others => {}
+            }
+            match self.pick(worker, attempts).filter(|_| others) {
+                Some(turn) => {
+                    attempts.try_at(turn.endpoint());
+                    under_way.push(open(turn));
+                }
+                None => others = false,
+            }
+            if under_way.is_empty() {
+                return Err(faults.into_one(self.hop, &self.address));
+            }
+        }
+    }
+
+    /// Whether a request of this method may be done twice.
+    pub(crate) fn may_repeat(&self, method: &Method) -> bool {
+        self.retry.methods.contains(method)
+    }
+
+    /// Bytes of a request body that are worth to be kept, so that the request can be sent again.
+    pub(crate) fn keeps(&self) -> usize {
+        self.retry.body_bytes
+    }
+
+    /// Counts a request, of which a part may be sent again.
+    pub(crate) fn begins(&self) {
+        if self.retry.attempts > 1 && self.hop == Hop::Mesh {
+            self.budget.deposit();
+        }
+    }
+
+    /// Whether `verdict` calls for another attempt, which is still to be allowed.
+    pub(crate) fn rejects(&self, verdict: &Verdict, repeatable: bool) -> Option<Why> {
+        if self.hop == Hop::Mesh && verdict.undone {
+            return Some(Why::Undone);
+        }
+        if self.hop == Hop::Mesh && verdict.broke && repeatable {
+            return Some(Why::Broke);
+        }
+        (repeatable && self.retry.statuses.contains(&verdict.status.as_u16())).then_some(Why::Status)
+    }
+
+    /// Whether a request may go again whose attempt at `endpoint` has failed. Where it may, that is taken from the budget.
+    pub(crate) fn allows(&self, attempts: &mut Attempts, endpoint: &Arc<Endpoint>, why: Why) -> bool {
+        if why == Why::Stale {
+            let replays = attempts.replay();
+            if replays {
+                self.group.metrics.replayed();
+                if self.hop == Hop::App {
+                    self.say_stale(endpoint);
+                }
+            }
+            return replays;
+        }
+        attempts.failed_at(endpoint);
+        // There is nothing to be won at an endpoint that has just said so.
+        let elsewhere = self.has_other(attempts);
+        let worth_it = elsewhere || why == Why::Broke;
+        if !worth_it || attempts.made() >= self.retry.attempts || self.hop == Hop::App {
+            return false;
+        }
+        let within = self.budget.withdraw();
+        self.group.metrics.retried(why.as_str(), within);
+        if within {
+            attempts.retry(!elsewhere);
+        }
+        within
+    }
+
+    /// Says, once a minute, what closes connections that wait, and which setting of it is shorter than ours.
+    fn say_stale(&self, endpoint: &Endpoint) {
+        let now = Instant::now();
+        let mut said = self.said_stale.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_some_and(|said| now.saturating_duration_since(said) < SAID) {
+            return;
+        }
+        *said = Some(now);
+        tracing::info!(
+            listener = %self.listener.name, endpoint = %endpoint.name(),
+            "closed a connection that waited for its next request; the request that met it was sent again, but one that may \
+             not be done twice might fail. Let it keep idle connections for longer than the {} s that we do (nginx: \
+             keepalive_timeout, Node: server.keepAliveTimeout, uvicorn: --timeout-keep-alive), or have it send Keep-Alive: timeout=N",
+            keep_alive::LONGEST.as_secs()
+        );
+    }
+
+    /// Whether there is an endpoint that takes requests and was not tried.
+    fn has_other(&self, attempts: &Attempts) -> bool {
+        let now = Instant::now();
+        self.members.borrow().all.iter().any(|m| !attempts.has_tried(&m.endpoint) && m.endpoint.is_in(now))
+    }
+
+    /// What is known of each endpoint, for who looks after the process.
+    pub(crate) fn show(&self) -> serde_json::Value {
+        let now = Instant::now();
+        let members = self.members.borrow();
+        let endpoints = members.all.iter().map(|member| {
+            let endpoint = &member.endpoint;
+            let standing = match endpoint.health.reason() {
+                Some(reason) => format!("out: {}", reason.as_str()),
+                None if endpoint.is_held(now) => "held".to_owned(),
+                None => "in".to_owned(),
+            };
+            serde_json::json!({
+                "address": endpoint.name(),
+                "standing": standing,
+                "under_way": endpoint.in_flight(),
+                "latency": endpoint.latency(now),
+                "weight": member.weight,
+                "priority": member.priority,
+            })
+        });
+        serde_json::json!({
+            "listener": &*self.listener.name,
+            "to": self.address,
+            "problem": members.problem,
+            "endpoints": endpoints.collect::<serde_json::Value>(),
+        })
+    }
+
+    fn member(&self, endpoint: Arc<Endpoint>, target: Target, weight: u16, priority: u16) -> Arc<Member> {
+        let Parts { connections, lifecycle, workers, .. } = &self.parts;
+        let listener = Arc::clone(&self.listener);
+        let pools = Pools::new(target, Arc::clone(&endpoint), listener, connections, lifecycle, *workers);
+        Arc::new(Member { endpoint, pools, weight, priority })
+    }
+
+    fn set(&self, members: Members) {
+        self.group.members.store(members.all.len(), Ordering::Relaxed);
+        self.group.metrics.members(members.all.len());
+        self.members.send_replace(members);
+    }
+}
+
+/// Why no endpoint was reached.
+#[derive(Default)]
+struct Faults {
+    /// That somebody else answered says more than that nobody did elsewhere.
+    telling: Option<Fault>,
+    others: Vec<Fault>,
+}
+
+impl Faults {
+    fn add(&mut self, fault: Fault) {
+        match fault {
+            Fault::WrongPeer(_) | Fault::OtherProtocol { .. } | Fault::RefusedByPeer(_) => self.telling = Some(fault),
+            fault => self.others.push(fault),
+        }
+    }
+
+    fn into_one(mut self, hop: Hop, to: &str) -> Fault {
+        if let Some(telling) = self.telling {
+            return telling;
+        }
+        if self.others.len() == 1 {
+            return self.others.remove(0);
+        }
+        let reason = self.others.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        Fault::Unreachable { hop, to: to.to_owned(), reason }
+    }
+}
+
+/// How seldom it is said that connections are closed that wait.
+const SAID: Duration = Duration::from_secs(60);
+
+/// How long an endpoint may take to be reached before another is tried beside it (RFC 8305, section 5).
+const RACE: Duration = Duration::from_millis(250);
+
+/// Over which time the budget of retries is counted.
+const BUDGET: Duration = Duration::from_secs(10);
+
+/// How many retries a second there may be however few requests there are.
+const FREE_RETRIES: u32 = 10;

@@ -1,0 +1,80 @@
+//! The attempts at one request: where it went, and how often it may go again.
+
+use std::sync::Arc;
+
+use super::Endpoint;
+
+/// The attempts at one request.
+#[derive(Default)]
+pub(crate) struct Attempts {
+    made: u32,
+    replays: u32,
+    /// Endpoints that it is not sent to any more.
+    tried: Vec<Arc<Endpoint>>,
+}
+
+/// Why a request is to go again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Its connection had waited for a request, and had died while it waited.
+    Stale,
+    /// A new connection broke before the response began.
+    Broke,
+    /// The proxy before the endpoint says that nothing was sent on.
+    Undone,
+    /// It was answered with a status in whose place another attempt is made.
+    Status,
+}
+
+impl Why {
+    /// Its name in metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Stale => "stale",
+            Self::Broke => "broke",
+            Self::Undone => "undone",
+            Self::Status => "status",
+        }
+    }
+}
+
+impl Attempts {
+    /// Whether it was tried to reach an endpoint before.
+    pub(super) fn has_tried(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint))
+    }
+
+    /// Notes that it is being tried to reach an endpoint.
+    pub(super) fn try_at(&mut self, endpoint: &Arc<Endpoint>) {
+        if !self.has_tried(endpoint) {
+            self.tried.push(Arc::clone(endpoint));
+        }
+    }
+
+    /// Notes that an attempt at an endpoint has failed.
+    pub(super) fn failed_at(&mut self, endpoint: &Arc<Endpoint>) {
+        self.made += 1;
+        self.try_at(endpoint);
+    }
+
+    /// How many attempts were made.
+    pub(super) fn made(&self) -> u32 {
+        self.made
+    }
+
+    /// Whether the request may go over yet another connection to the same endpoint.
+    pub(super) fn replay(&mut self) -> bool {
+        self.replays += 1;
+        self.replays <= MOST_REPLAYS
+    }
+
+    /// Makes ready for another attempt; with `anywhere` at the endpoints tried before as well.
+    pub(super) fn retry(&mut self, anywhere: bool) {
+        if anywhere {
+            self.tried.clear();
+        }
+    }
+}
+
+/// How often a request goes over another connection to an endpoint where one was dead.
+const MOST_REPLAYS: u32 = 3;

@@ -1,0 +1,86 @@
+//! Which endpoint takes the next request.
+//!
+//! Among those that take requests, of the lowest priority number that has any (RFC 2782). Where none does, one is asked all
+//! the same: what might work is better than a refusal that cannot.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use super::endpoint::Endpoint;
+use super::{Attempts, Member};
+use crate::config::Balance;
+
+/// The one that takes the next request, but none of those tried before. `next` counts the turns.
+pub(super) fn pick<'a>(
+    members: &'a [Arc<Member>],
+    balance: Balance,
+    next: &AtomicUsize,
+    attempts: &Attempts,
+    now: Instant,
+) -> Option<&'a Arc<Member>> {
+    let untried = |member: &&Arc<Member>| !attempts.has_tried(&member.endpoint);
+    // One that was ejected for its answers is due for a request that decides.
+    if let Some(due) = members.iter().filter(untried).find(|member| member.endpoint.health.may_be_probed(now)) {
+        return Some(due);
+    }
+    let is_in = |member: &&Arc<Member>| member.endpoint.is_in(now);
+    let priority = members.iter().filter(untried).filter(is_in).map(|member| member.priority).min();
+    if let Some(priority) = priority {
+        let fit = |member: &&Arc<Member>| member.priority == priority && untried(member) && is_in(member);
+        return choose(members, fit, balance, next, now);
+    }
+    // Those that only asked to be left alone answer at least.
+    let held = |member: &&Arc<Member>| untried(member) && member.endpoint.health.is_in();
+    choose(members, held, balance, next, now).or_else(|| choose(members, |m| untried(m), balance, next, now))
+}
+
+fn choose<'a>(
+    members: &'a [Arc<Member>],
+    fit: impl Fn(&&'a Arc<Member>) -> bool,
+    balance: Balance,
+    next: &AtomicUsize,
+    now: Instant,
+) -> Option<&'a Arc<Member>> {
+    let count = members.len();
+    let from = |start: usize| members.iter().cycle().skip(start % count.max(1)).take(count).filter(&fit);
+    match balance {
+        Balance::RoundRobin => from(next.fetch_add(1, Ordering::Relaxed)).next(),
+        Balance::LeastConnections => {
+            let start = usize::from(rand::random::<u16>());
+            from(start).min_by(|a, b| weighed(a, now, per_connection).total_cmp(&weighed(b, now, per_connection)))
+        }
+        Balance::PeakEwma => two(members, &fit, |member| weighed(member, now, Endpoint::cost)),
+        Balance::LeastRequest => two(members, &fit, |member| weighed(member, now, per_connection)),
+    }
+}
+
+/// Of two at random the one with the lower cost: nearly as good as the best of all, and no two workers run to the same
+/// one at once (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing").
+fn two<'a>(
+    members: &'a [Arc<Member>],
+    fit: impl Fn(&&'a Arc<Member>) -> bool,
+    cost: impl Fn(&Member) -> f64,
+) -> Option<&'a Arc<Member>> {
+    let count = members.iter().filter(&fit).count();
+    let random = rand::random::<u64>();
+    let nth = |index: usize| members.iter().filter(&fit).nth(index);
+    match count {
+        0 => None,
+        1 => nth(0),
+        _ => {
+            let first = (random >> 32) as usize % count;
+            let second = (first + 1 + (random & 0xffff_ffff) as usize % (count - 1)) % count;
+            let (first, second) = (nth(first)?, nth(second)?);
+            Some(if cost(second) < cost(first) { second } else { first })
+        }
+    }
+}
+
+fn per_connection(endpoint: &Endpoint, _: Instant) -> f64 {
+    (endpoint.in_flight() + 1) as f64
+}
+
+fn weighed(member: &Member, now: Instant, cost: impl Fn(&Endpoint, Instant) -> f64) -> f64 {
+    cost(&member.endpoint, now) / f64::from(member.weight.max(1))
+}

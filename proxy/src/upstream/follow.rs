@@ -1,0 +1,132 @@
+//! What goes on behind the requests: endpoints come and go, unreachable ones are tried, success rates are compared.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{interval, sleep};
+
+use super::health::{Reason, outliers};
+use super::{Endpoint, Members, Upstream};
+use crate::discovery::Found;
+use crate::fault::Fault;
+use crate::pool::{Pool, Target, Turn};
+
+impl Upstream {
+    /// Takes up what `found` has, and what it will have.
+    pub(super) fn follow(self: &Arc<Self>, mut found: watch::Receiver<Option<Arc<Found>>>) {
+        let now = found.borrow_and_update().clone();
+        if let Some(now) = now {
+            self.take_up(&now);
+        }
+        let upstream = Arc::downgrade(self);
+        let lifecycle = self.parts.lifecycle.clone();
+        self.parts.lifecycle.spawn(async move {
+            let (mut clock, mut more) = (interval(COMPARED), true);
+            loop {
+                let changed = tokio::select! {
+                    changed = found.changed(), if more => changed.is_ok(),
+                    _ = clock.tick() => {
+                        let Some(upstream) = upstream.upgrade() else { return };
+                        upstream.compare();
+                        continue;
+                    }
+                    () = lifecycle.stopping() => return,
+                };
+                let Some(upstream) = upstream.upgrade() else { return };
+                if !changed {
+                    // Nothing more will be found.
+                    more = false;
+                    continue;
+                }
+                let newest = found.borrow_and_update().clone();
+                if let Some(newest) = newest {
+                    upstream.take_up(&newest);
+                }
+            }
+        });
+    }
+
+    /// Makes the endpoints those that were found. Those that were there before stay, with what is known of them and their
+    /// connections; on those that are gone, what is under way finishes.
+    fn take_up(&self, found: &Found) {
+        let Some(dialer) = &self.parts.dialer else { return };
+        let before = self.members.borrow().clone();
+        let member = |located: &crate::discovery::Located| {
+            let same = before.all.iter().find(|member| member.endpoint.address == Some(located.address));
+            let endpoint = same.map_or_else(
+                || Endpoint::new(Some(located.address), &self.group),
+                |member| Arc::clone(&member.endpoint),
+            );
+            if let Some(same) = same.filter(|m| (m.weight, m.priority) == (located.weight, located.priority)) {
+                return Arc::clone(same);
+            }
+            let target = Target::mesh(Arc::clone(dialer), located.address, self.parts.protocol);
+            self.member(endpoint, target, located.weight, located.priority)
+        };
+        let all: Arc<[_]> = found.endpoints.iter().map(member).collect();
+        if all.len() != before.all.len() || all.iter().zip(before.all.iter()).any(|(a, b)| !Arc::ptr_eq(a, b)) {
+            let addresses: Vec<String> = all.iter().map(|member| member.endpoint.name()).collect();
+            tracing::info!(listener = %self.listener.name, endpoints = addresses.join(", "), "the endpoints are these");
+        }
+        self.set(Members { all, known: true, problem: found.problem.clone() });
+    }
+
+    /// Ejects the endpoints that fail far more often than the others.
+    fn compare(&self) {
+        let members = self.members.borrow().all.clone();
+        let Some(behind) = self.group.rule.behind else { return };
+        let answers: Vec<(u32, u32)> = members.iter().map(|member| member.endpoint.health.answers()).collect();
+        for index in outliers(&answers, behind) {
+            if self.group.metrics.out() >= members.len() / 2 {
+                return;
+            }
+            if let (Some(member), Some((good, bad))) = (members.get(index), answers.get(index)) {
+                let why = format!("it failed {bad} of {} requests, and the others far fewer", good + bad);
+                member.endpoint.eject(Reason::SuccessRate, &why);
+            }
+        }
+    }
+}
+
+impl Turn {
+    /// Notes that no connection to its endpoint came about. Until one does, it is tried apart from any request.
+    pub(super) fn unreached(&self, fault: &Fault) {
+        if self.endpoint().unreached(&fault.to_string()) {
+            let pool = self.pool();
+            pool.lifecycle().spawn(reach(Arc::downgrade(pool), pool.lifecycle().clone()));
+        }
+    }
+}
+
+/// Tries to reach an endpoint until it is reached, or is gone.
+async fn reach(pool: Weak<Pool>, lifecycle: countersign_runtime::Lifecycle) {
+    let mut wait = FIRST_TRY;
+    loop {
+        // Not all at once, where many sidecars have lost the same endpoint.
+        let share = 0.75 + 0.5 * f64::from(rand::random::<u16>()) / f64::from(u16::MAX);
+        tokio::select! {
+            () = sleep(wait.mul_f64(share)) => {}
+            () = lifecycle.stopping() => return,
+        }
+        let Some(pool) = pool.upgrade() else { return };
+        let reached = pool.reach().await;
+        let endpoint = pool.endpoint();
+        match reached {
+            Ok(()) => {
+                endpoint.tried.store(false, Ordering::Release);
+                return endpoint.comes_back("a connection came about");
+            }
+            Err(fault) => tracing::debug!(endpoint = %endpoint.name(), %fault, "is still not reached"),
+        }
+        wait = (wait * 2).min(LAST_TRY);
+    }
+}
+
+/// How often success rates are compared.
+const COMPARED: Duration = Duration::from_secs(10);
+
+/// How soon an endpoint is tried again that was not reached, and how seldom at last.
+const FIRST_TRY: Duration = Duration::from_millis(250);
+const LAST_TRY: Duration = Duration::from_secs(5);

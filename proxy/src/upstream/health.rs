@@ -1,0 +1,259 @@
+//! Whether an endpoint takes requests: one that fails is ejected for a while, and comes back by proof.
+//!
+//! Two ways out. One to which no connection comes about is out at once, and comes back when a connection does, which is
+//! tried apart from any request. One that answers, but with failures, is out for a time that doubles; then a single
+//! request goes to it, and how that ends decides.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::config::Ejection as Rule;
+
+/// Why an endpoint was ejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// No connection came about.
+    Unreachable,
+    /// It failed several times in a row.
+    Failures,
+    /// It failed more often than the others.
+    SuccessRate,
+    /// Its active health check fails.
+    Check,
+}
+
+/// Whether a failure has taken an endpoint out, or kept it there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ejected {
+    Now,
+    Still,
+}
+
+/// How one endpoint does.
+#[derive(Default)]
+pub(super) struct Health {
+    /// Failures since the last success.
+    failures: AtomicU32,
+    /// One of the constants below, so that who picks an endpoint takes no lock.
+    standing: AtomicU8,
+    ejection: Mutex<Ejection>,
+    /// Answers since the success rate was looked at last: good and bad ones.
+    good: AtomicU32,
+    bad: AtomicU32,
+}
+
+#[derive(Default)]
+struct Ejection {
+    reason: Option<Reason>,
+    /// How often it was ejected without being in for long in between.
+    times: u32,
+    /// When it may be tried again.
+    until: Option<Instant>,
+    /// When it came back last.
+    back: Option<Instant>,
+}
+
+/// It takes requests.
+const IN: u8 = 0;
+/// It takes none.
+const OUT: u8 = 1;
+/// It takes one request, which decides.
+const PROBED: u8 = 2;
+
+impl Reason {
+    /// Its name in metrics and logs.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Failures => "failures",
+            Self::SuccessRate => "success_rate",
+            Self::Check => "check",
+        }
+    }
+}
+
+impl Health {
+    /// Whether it takes requests.
+    pub(super) fn is_in(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) == IN
+    }
+
+    /// Whether it is out, and a request is to find out whether it does better; who is told so has to send it one.
+    pub(super) fn may_be_probed(&self, now: Instant) -> bool {
+        if self.standing.load(Ordering::Relaxed) == IN {
+            return false;
+        }
+        let mut ejected = self.ejection();
+        let by_request = matches!(ejected.reason, Some(Reason::Failures | Reason::SuccessRate));
+        if !by_request || ejected.until.is_none_or(|until| now < until) {
+            return false;
+        }
+        // Its request may never be answered; then another one is sent.
+        ejected.until = Some(now + PROBE);
+        self.standing.store(PROBED, Ordering::Relaxed);
+        true
+    }
+
+    /// Notes a success. True if it is in again by that.
+    pub(super) fn succeeded(&self, now: Instant) -> bool {
+        self.good.fetch_add(1, Ordering::Relaxed);
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+        // What was sent before it was ejected proves nothing.
+        self.standing.load(Ordering::Relaxed) == PROBED && self.comes_back(now)
+    }
+
+    /// Notes a failure. `Some` if it is out for it; it is not ejected if `may_eject` says that too many are out.
+    pub(super) fn failed(&self, rule: &Rule, now: Instant, may_eject: bool) -> Option<Ejected> {
+        self.bad.fetch_add(1, Ordering::Relaxed);
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        match self.standing.load(Ordering::Relaxed) {
+            PROBED => {
+                self.eject(Reason::Failures, rule, now);
+                Some(Ejected::Still)
+            }
+            IN if may_eject && rule.failures.is_some_and(|most| failures >= most) => {
+                self.eject(Reason::Failures, rule, now);
+                Some(Ejected::Now)
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes it out; returns for how long. The time is doubled each time that it was not in for long before.
+    pub(super) fn eject(&self, reason: Reason, rule: &Rule, now: Instant) -> Duration {
+        let mut ejected = self.ejection();
+        let was_in_for_long = ejected.back.is_none_or(|back| now.saturating_duration_since(back) > rule.longest);
+        if self.is_in() && was_in_for_long {
+            ejected.times = 0;
+        }
+        let backoff = rule.backoff.saturating_mul(1 << ejected.times.min(20)).min(rule.longest);
+        ejected.times += 1;
+        ejected.reason = Some(reason);
+        ejected.until = Some(now + backoff);
+        self.failures.store(0, Ordering::Relaxed);
+        self.standing.store(OUT, Ordering::Relaxed);
+        backoff
+    }
+
+    /// Takes it in again. False if it was in.
+    pub(super) fn comes_back(&self, now: Instant) -> bool {
+        let mut ejected = self.ejection();
+        if ejected.reason.take().is_none() {
+            return false;
+        }
+        (ejected.until, ejected.back) = (None, Some(now));
+        self.failures.store(0, Ordering::Relaxed);
+        self.standing.store(IN, Ordering::Relaxed);
+        true
+    }
+
+    /// Why it is out, if it is.
+    pub(super) fn reason(&self) -> Option<Reason> {
+        self.ejection().reason
+    }
+
+    /// Answers since this was asked last: good ones and bad ones.
+    pub(super) fn answers(&self) -> (u32, u32) {
+        (self.good.swap(0, Ordering::Relaxed), self.bad.swap(0, Ordering::Relaxed))
+    }
+
+    fn ejection(&self) -> MutexGuard<'_, Ejection> {
+        self.ejection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which of them are to be ejected, given the good and bad answers of each: those whose success rate is more than
+/// `behind` percentage points below that of the others together.
+pub(super) fn outliers(answers: &[(u32, u32)], behind: u32) -> Vec<usize> {
+    let rate = |(good, bad): (u64, u64)| good as f64 / (good + bad).max(1) as f64;
+    let sum = |answers: &[(u32, u32)]| {
+        answers.iter().fold((0, 0), |(good, bad), of| (good + u64::from(of.0), bad + u64::from(of.1)))
+    };
+    let all = sum(answers);
+    let is_outlier = |&(_, &(good, bad)): &(usize, &(u32, u32))| {
+        let of = (u64::from(good), u64::from(bad));
+        let others = (all.0 - of.0, all.1 - of.1);
+        of.0 + of.1 >= ENOUGH && others.0 + others.1 >= ENOUGH && rate(of) + f64::from(behind) / 100.0 < rate(others)
+    };
+    answers.iter().enumerate().filter(is_outlier).map(|(index, _)| index).collect()
+}
+
+/// How long the one request may take that decides about an endpoint, before another one is sent.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// From how many answers on a success rate says something.
+const ENOUGH: u64 = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULE: Rule =
+        Rule { failures: Some(3), behind: Some(30), backoff: Duration::from_secs(1), longest: Duration::from_secs(4) };
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn failures_in_a_row_take_it_out_and_one_good_answer_in_between_does_not() {
+        let (health, now) = (Health::default(), Instant::now());
+        for _ in 0..2 {
+            assert!(health.failed(&RULE, now, true).is_none());
+        }
+        health.succeeded(now);
+        for _ in 0..2 {
+            assert!(health.failed(&RULE, now, true).is_none());
+        }
+        assert!(health.failed(&RULE, now, false).is_none(), "too many are out already");
+        assert_eq!(health.failed(&RULE, now, true), Some(Ejected::Now));
+        assert!(!health.is_in());
+        assert!(!health.succeeded(now) && !health.is_in(), "it was sent before");
+    }
+
+    #[test]
+    fn one_request_decides_whether_it_comes_back_and_each_failure_doubles_the_time() {
+        let (health, mut now) = (Health::default(), Instant::now());
+        health.eject(Reason::Failures, &RULE, now);
+        for seconds in [1, 2, 4, 4] {
+            assert!(!health.may_be_probed(now + SECOND / 2));
+            now += seconds * SECOND;
+            assert!(health.may_be_probed(now));
+            assert!(!health.may_be_probed(now), "one is enough");
+            assert_eq!(health.failed(&RULE, now, true), Some(Ejected::Still));
+        }
+        now += 4 * SECOND;
+        assert!(health.may_be_probed(now));
+        assert!(health.succeeded(now) && health.is_in());
+        // It was not in for long.
+        assert_eq!(health.eject(Reason::Failures, &RULE, now + SECOND), 4 * SECOND);
+        health.comes_back(now + 2 * SECOND);
+        assert_eq!(health.eject(Reason::Failures, &RULE, now + 60 * SECOND), SECOND);
+    }
+
+    #[test]
+    fn a_request_that_decides_and_is_never_answered_is_followed_by_another() {
+        let (health, now) = (Health::default(), Instant::now());
+        health.eject(Reason::SuccessRate, &RULE, now);
+        assert!(health.may_be_probed(now + SECOND));
+        assert!(!health.may_be_probed(now + 2 * SECOND));
+        assert!(health.may_be_probed(now + SECOND + PROBE));
+    }
+
+    #[test]
+    fn one_that_cannot_be_reached_is_not_tried_with_a_request() {
+        let (health, now) = (Health::default(), Instant::now());
+        health.eject(Reason::Unreachable, &RULE, now);
+        assert!(!health.may_be_probed(now + 100 * SECOND));
+        assert!(health.comes_back(now) && !health.comes_back(now));
+    }
+
+    #[test]
+    fn an_outlier_is_far_behind_the_others_and_was_asked_often_enough() {
+        assert_eq!(outliers(&[(100, 0), (60, 40), (100, 0)], 30), [1]);
+        assert_eq!(outliers(&[(100, 0), (80, 20)], 30), [0; 0]);
+        assert_eq!(outliers(&[(50, 50), (50, 50)], 30), [0; 0], "all of them fail");
+        assert_eq!(outliers(&[(100, 0), (0, 19)], 30), [0; 0], "too few answers");
+        assert_eq!(outliers(&[(100, 0)], 30), [0; 0]);
+    }
+}
