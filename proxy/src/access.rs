@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use countersign_identity::SpiffeId;
 use http::Method;
 
 use crate::fault::Blame;
@@ -17,6 +18,8 @@ pub(crate) struct Line<'a> {
     pub(crate) connection: &'a Connection,
     /// What it went over to another workload, if it got as far as that.
     pub(crate) leg: Option<&'a Connection>,
+    /// Who was called, if that is somebody else than the listener says.
+    pub(crate) called: Option<&'a SpiffeId>,
     /// What it is part of: our own span, or else the caller's.
     pub(crate) trace: Option<&'a Trace>,
     /// Method and path, if the head could be read.
@@ -50,7 +53,8 @@ impl Line<'_> {
             let from = self.connection.peer.as_ref().map(|peer| peer.id().to_string()).unwrap_or_default();
             Parties { from, to: own }
         } else {
-            Parties { from: own, to: listener.expected.as_ref().map(ToString::to_string).unwrap_or_default() }
+            let to = self.called.or(listener.expected.as_ref());
+            Parties { from: own, to: to.map(ToString::to_string).unwrap_or_default() }
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{AcceptProxyProtocol, Ask, Check, Config, Ejection, PolicyFrom, Retry, Tracing};
+use crate::config::{AcceptProxyProtocol, Ask, Check, Config, Ejection, PolicyFrom, Retry, Split, Tracing};
 use crate::decisions::Decisions;
 use crate::live::Connections;
 use crate::source::{EnforcedWatch, Waiting};
@@ -127,6 +127,14 @@ fn show_tracing(tracing: &Tracing) -> Value {
     })
 }
 
+fn show_split(split: &Split) -> Value {
+    json!({
+        "percent": split.percent,
+        "to": split.to.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "identity": split.identity.to_string(),
+    })
+}
+
 fn show_ejection(ejection: &Ejection) -> Value {
     json!({
         "failures": ejection.failures,
@@ -183,6 +191,7 @@ fn show_config(config: &Config) -> Answer {
             "identity": outbound.identity.to_string(),
             "protocol": outbound.protocol.as_str(),
             "paths": outbound.paths.as_str(),
+            "split": outbound.split.iter().map(show_split).collect::<Value>(),
             "balance": outbound.balance.as_str(),
             "ejection": show_ejection(&outbound.ejection),
             "check": outbound.check.as_ref().map(show_check),

@@ -20,7 +20,7 @@ use countersign_identity::TrustDomain;
 
 pub use address::{Address, AddressError};
 pub use limits::Limits;
-pub use listener::{Inbound, Outbound, Protocol};
+pub use listener::{Inbound, Outbound, Protocol, Split};
 pub use proxy_protocol::AcceptProxyProtocol;
 pub use takeover::Takeover;
 pub use tracing::Tracing;

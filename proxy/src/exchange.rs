@@ -42,6 +42,7 @@ pub(crate) async fn forward(
     clean: fn(&mut HeaderMap),
 ) -> Result<Response<Body>, (Ticket, Failed)> {
     let hop = to.0.hop();
+    ticket.goes_to(to.0);
     let Call { mut parts, body, back: Back { interim, switch } } = call;
     let interim = interim.cleaned(clean);
     let extended = switch.as_ref().is_some_and(|switch| switch.extended);

@@ -45,8 +45,11 @@ pub(crate) trait Route {
     /// What the next hop is told of the caller.
     fn client_cert(&self) -> Option<&HeaderValue>;
 
-    /// Where they go.
-    fn upstream(&self) -> &Arc<Upstream>;
+    /// Where the next one goes.
+    fn next(&self) -> &Arc<Upstream>;
+
+    /// Who is blamed if that fails.
+    fn hop(&self) -> Hop;
 
     /// The worker that serves them.
     fn worker(&self) -> usize;
@@ -171,7 +174,7 @@ async fn answer<T: Wire>(
     route: &impl Route,
 ) -> Next {
     let Plain { len, method, target, body, is_head, close, as_grpc } = plain;
-    let (upstream, worker) = (route.upstream(), route.worker());
+    let (upstream, worker) = (route.next(), route.worker());
     let repeatable = upstream.may_repeat(&method);
     let bodiless = body::Body::from(body).has_ended();
     let mut ticket = Ticket::open(connection, method, target, bodiless);
@@ -185,6 +188,7 @@ async fn answer<T: Wire>(
     if let Some(span) = &ticket.span {
         span.announce_in(&mut out);
     }
+    ticket.goes_to(upstream);
     let close = close || connection.is_ending();
     let limits = head_limits(connection);
     let mut asked = Asked { is_head, from_app: upstream.hop() == Hop::App, close, limits };
@@ -281,7 +285,7 @@ impl Missed {
     fn fault(self, route: &impl Route, ticket: &Ticket) -> Option<Fault> {
         match self {
             Self::Fault(fault) => Some(fault),
-            Self::Cut(cut) => Some(cut.fault(route.upstream().hop(), || route.denied_since(ticket))),
+            Self::Cut(cut) => Some(cut.fault(route.hop(), || route.denied_since(ticket))),
             Self::Gone => None,
         }
     }

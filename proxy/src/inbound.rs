@@ -384,8 +384,12 @@ impl fast::Route for Caller {
         self.client_cert.as_ref()
     }
 
-    fn upstream(&self) -> &Arc<Upstream> {
+    fn next(&self) -> &Arc<Upstream> {
         &self.inbound.upstream
+    }
+
+    fn hop(&self) -> Hop {
+        Hop::App
     }
 
     fn worker(&self) -> usize {

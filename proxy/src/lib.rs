@@ -49,7 +49,7 @@ mod websocket;
 
 pub use config::{
     AcceptProxyProtocol, Address, AddressError, Ask, Balance, Check, Config, Ejection, Inbound, Limits, Outbound,
-    PolicyFrom, Protocol, Retry, Takeover, Tracing,
+    PolicyFrom, Protocol, Retry, Split, Takeover, Tracing,
 };
 pub use handover::Succession;
 pub use proxy::{App, IdentityFrom, ProxyError, Surroundings, run};

@@ -20,7 +20,7 @@ use crate::discovery;
 use crate::inbound::{Inbound, Shared};
 use crate::listener::{Common, Direction, Listener};
 use crate::load::Load;
-use crate::outbound::Outbound;
+use crate::outbound::{Outbound, Upstreams};
 use crate::proxy::ProxyError;
 use crate::source::Waiting;
 use crate::upstream::Upstream;
@@ -214,11 +214,18 @@ impl Listeners {
             }
             Entry::Outbound(config) => {
                 let listener = Listener::outbound(config, common);
-                let dialer = Dialer::new(config.identity.clone(), identity.clone(), self.waiting.clone());
-                let found = discovery::follow(config.to.clone(), lifecycle);
-                let (serving, count) = (Arc::clone(&listener), workers.count());
-                let upstream = Upstream::mesh(dialer, config, found, serving, connections, lifecycle, count);
-                let outbound = Outbound::new(Arc::clone(&listener), config.protocol, upstream, connections, lifecycle);
+                let upstream = |config: &config::Outbound| {
+                    let dialer = Dialer::new(config.identity.clone(), identity.clone(), self.waiting.clone());
+                    let found = discovery::follow(config.to.clone(), lifecycle);
+                    let (listener, count) = (Arc::clone(&listener), workers.count());
+                    Upstream::mesh(dialer, config, found, listener, connections, lifecycle, count)
+                };
+                let part = |split: &config::Split| {
+                    let (to, identity) = (split.to.clone(), split.identity.clone());
+                    (split.percent, upstream(&config::Outbound { to, identity, ..(**config).clone() }))
+                };
+                let upstreams = Upstreams { main: upstream(config), parts: config.split.iter().map(part).collect() };
+                let outbound = Outbound::new(Arc::clone(&listener), config.protocol, upstreams, connections, lifecycle);
                 let serve = move |accepted| Arc::clone(&outbound).serve(accepted);
                 (Arc::clone(&listener), lifecycle.spawn(accept(door(listener), serve)))
             }

@@ -27,9 +27,33 @@ use crate::upstream::Upstream;
 pub(crate) struct Outbound {
     listener: Arc<Listener>,
     protocol: Protocol,
-    upstream: Arc<Upstream>,
+    upstreams: Upstreams,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
+}
+
+/// What the requests of a listener go to: most of them to one workload, and perhaps parts of them to others.
+pub(crate) struct Upstreams {
+    pub(crate) main: Arc<Upstream>,
+    /// With how many of a hundred requests go there.
+    pub(crate) parts: Vec<(u32, Arc<Upstream>)>,
+}
+
+impl Upstreams {
+    /// What the next request goes to.
+    fn next(&self) -> &Arc<Upstream> {
+        if self.parts.is_empty() {
+            return &self.main;
+        }
+        let mut drawn = rand::random_range(0..100);
+        for (percent, part) in &self.parts {
+            if drawn < *percent {
+                return part;
+            }
+            drawn -= percent;
+        }
+        &self.main
+    }
 }
 
 /// A connection of the app.
@@ -44,12 +68,12 @@ impl Outbound {
     pub(crate) fn new(
         listener: Arc<Listener>,
         protocol: Protocol,
-        upstream: Arc<Upstream>,
+        upstreams: Upstreams,
         connections: &Arc<Connections>,
         lifecycle: &Lifecycle,
     ) -> Arc<Self> {
         let (connections, lifecycle) = (Arc::clone(connections), lifecycle.clone());
-        Arc::new(Self { listener, protocol, upstream, connections, lifecycle })
+        Arc::new(Self { listener, protocol, upstreams, connections, lifecycle })
     }
 
     /// Serves one connection of the app until it ends.
@@ -85,7 +109,7 @@ impl Outbound {
     async fn carry(&self, entry: &Entry, app: Metered<TcpStream>, seat: &Seat) {
         let connection = &entry.connection;
         let carried = async {
-            let (_turn, stream, next) = self.upstream.raw(seat.worker()).await?;
+            let (_turn, stream, next) = self.upstreams.next().raw(seat.worker()).await?;
             let copied = next.connection.unless_closed(tunnel::copy(app, stream)).await;
             copied.ok_or(Fault::Untrusted)
         };
@@ -107,7 +131,7 @@ impl Answers for App {
         }
         // What the other sidecar says of a fault or a denial is for the app to know.
         let clean = guard::headers::remove_hop_by_hop;
-        let to = (&*self.outbound.upstream, self.seat.worker());
+        let to = (&**self.outbound.upstreams.next(), self.seat.worker());
         match exchange::forward(call, ticket, to, |_| {}, clean).await {
             Ok(response) => response,
             Err((ticket, Failed::Fault(fault))) => exchange::settle(ticket, &fault, as_grpc),
@@ -128,8 +152,12 @@ impl fast::Route for App {
         None
     }
 
-    fn upstream(&self) -> &Arc<Upstream> {
-        &self.outbound.upstream
+    fn next(&self) -> &Arc<Upstream> {
+        self.outbound.upstreams.next()
+    }
+
+    fn hop(&self) -> Hop {
+        Hop::Mesh
     }
 
     fn worker(&self) -> usize {

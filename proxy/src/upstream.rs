@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use countersign_identity::SpiffeId;
 use countersign_runtime::Lifecycle;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -34,16 +35,25 @@ use crate::fault::{Fault, Hop};
 use crate::listener::Listener;
 use crate::live::{Connections, Entry};
 use crate::pool::{Pool, Pools, Target, Turn, Way, keep_alive};
-use crate::telemetry::UpstreamMetrics;
+use crate::telemetry::{Requests, UpstreamMetrics};
 pub(crate) use attempts::{Attempts, Why};
 pub(crate) use endpoint::Endpoint;
 use endpoint::Group;
 pub(crate) use verdict::Verdict;
 
+/// Another workload than the one that a listener names for most of its requests.
+pub(crate) struct Called {
+    /// Who it is.
+    pub(crate) id: SpiffeId,
+    /// The counters of its requests.
+    pub(crate) requests: Arc<Requests>,
+}
+
 /// What the requests of one listener go to.
 pub(crate) struct Upstream {
     listener: Arc<Listener>,
     hop: Hop,
+    called: Option<Arc<Called>>,
     /// As it stands in the configuration, for who reads of a fault.
     address: String,
     balance: Balance,
@@ -142,7 +152,11 @@ impl Upstream {
         let parts = Parts { dialer, protocol, connections, lifecycle, workers };
         let address = config.to.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let rules = Rules { balance: config.balance, ejection: config.ejection, retry: config.retry.clone() };
-        let upstream = Arc::new(Self::new(listener, Hop::Mesh, address, rules, parts));
+        let called = (listener.expected.as_ref() != Some(&config.identity)).then(|| {
+            let requests = listener.metrics.requests(Some(&config.identity));
+            Arc::new(Called { id: config.identity.clone(), requests })
+        });
+        let upstream = Arc::new(Self { called, ..Self::new(listener, Hop::Mesh, address, rules, parts) });
         upstream.follow(found);
         if let Some(check) = &config.check {
             upstream.start_checks(check.clone());
@@ -163,12 +177,18 @@ impl Upstream {
         let budget = TpsBudget::new(BUDGET, FREE_RETRIES, retry.budget_percent as f32 / 100.0);
         let (next, members) = (AtomicUsize::new(0), watch::Sender::default());
         let said_stale = Mutex::default();
-        Self { listener, hop, address, balance, retry, budget, group, next, members, parts, said_stale }
+        let called = None;
+        Self { listener, hop, called, address, balance, retry, budget, group, next, members, parts, said_stale }
     }
 
     /// Who is blamed if the next hop fails.
     pub(crate) fn hop(&self) -> Hop {
         self.hop
+    }
+
+    /// Who is called here, if that is somebody else than the listener says.
+    pub(crate) fn called(&self) -> Option<&Arc<Called>> {
+        self.called.as_ref()
     }
 
     /// An endpoint for a request, which is counted there for as long as the turn is held. `None` if there is none that was
@@ -363,17 +383,12 @@ impl Upstream {
             return replays;
         }
         attempts.failed_at(endpoint);
-        // There is nothing to be won at an endpoint that has just said so.
-        let elsewhere = self.has_other(attempts);
-        let worth_it = elsewhere || why == Why::Broke;
-        if !worth_it || attempts.made() >= self.retry.attempts || self.hop == Hop::App {
+        // There is nothing to be won where it has just failed.
+        if attempts.made() >= self.retry.attempts || !self.has_other(attempts) {
             return false;
         }
         let within = self.budget.withdraw();
         self.group.metrics.retried(why.as_str(), within);
-        if within {
-            attempts.retry(!elsewhere);
-        }
         within
     }
 

@@ -55,6 +55,8 @@ pub struct Outbound {
     pub paths: Paths,
     /// From whom a PROXY header is taken.
     pub accept_proxy_protocol: Option<AcceptProxyProtocol>,
+    /// Parts of the requests that go elsewhere.
+    pub split: Vec<Split>,
     /// Which endpoint takes the next request.
     pub balance: Balance,
     /// When an endpoint takes none for a while.
@@ -63,6 +65,17 @@ pub struct Outbound {
     pub check: Option<Check>,
     /// Which requests are sent again.
     pub retry: Retry,
+}
+
+/// A part of the requests that goes elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Split {
+    /// How many of a hundred.
+    pub percent: u32,
+    /// Where to.
+    pub to: Vec<Address>,
+    /// Who must answer there.
+    pub identity: SpiffeId,
 }
 
 impl Protocol {
@@ -130,11 +143,9 @@ impl Outbound {
                  listen on 127.0.0.1, or permit it with allow_remote: true"
             ))
         });
-        let to = table.required("to").and_then(|value| {
-            let list: Vec<Option<Address>> = value.one_or_many()?.iter().map(Value::parse).collect();
-            if list.is_empty() { value.problem("names no address") } else { list.into_iter().collect() }
-        });
+        let to = to(&table);
         let identity = table.required("identity").and_then(|value| identity(&value, trust_domain));
+        let split = split(&table, identity.as_ref(), trust_domain);
         let protocol = Protocol::read(&table);
         let paths = paths(&table, protocol);
         let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
@@ -148,6 +159,7 @@ impl Outbound {
             listen: listen?,
             to: to?,
             identity: identity?,
+            split: split?,
             protocol: protocol?,
             paths: paths?,
             accept_proxy_protocol: accept_proxy_protocol?,
@@ -157,6 +169,30 @@ impl Outbound {
             retry: retry?,
         })
     }
+}
+
+fn to(table: &Table<'_>) -> Option<Vec<Address>> {
+    let value = table.required("to")?;
+    let list: Vec<Option<Address>> = value.one_or_many()?.iter().map(Value::parse).collect();
+    if list.is_empty() { value.problem("names no address") } else { list.into_iter().collect() }
+}
+
+fn split(table: &Table<'_>, main: Option<&SpiffeId>, trust_domain: &TrustDomain) -> Option<Vec<Split>> {
+    let Some(value) = table.optional("split") else { return Some(Vec::new()) };
+    let part = |value: &Value<'_>| {
+        let table = value.table()?;
+        let percent = table.required("percent").and_then(|value| value.integer(1..=100));
+        let to = to(&table);
+        let identity = match table.optional("identity") {
+            Some(value) => identity(&value, trust_domain),
+            None => main.cloned(),
+        };
+        Some(Split { percent: u32::try_from(percent?).ok()?, to: to?, identity: identity? })
+    };
+    let parts: Vec<Option<Split>> = value.list()?.iter().map(part).collect();
+    let parts: Vec<Split> = parts.into_iter().collect::<Option<_>>()?;
+    let all: u32 = parts.iter().map(|part| part.percent).sum();
+    if all > 100 { value.problem(format!("takes {all} of a hundred requests")) } else { Some(parts) }
 }
 
 fn name(table: &Table<'_>, taken: &mut Taken) -> Option<String> {

@@ -255,6 +255,9 @@ fn what_makes_no_sense_of_endpoints_is_refused_with_the_mend() {
         ("http", "retry: { methods: [get] }", "methods are written like GET"),
         ("http", "retry: { body: 1 }", "unknown key"),
         ("tcp", "retry: off", "no requests are known"),
+        ("http", "split: [{ percent: 60, to: d:1 }, { percent: 41, to: e:1 }]", "takes 101 of a hundred requests"),
+        ("http", "split: [{ percent: 0, to: d:1 }]", "split[0].percent"),
+        ("http", "split: [{ percent: 5 }]", "split[0]"),
     ] {
         let error = outbound(protocol, more).unwrap_err();
         assert!(error.contains(says) && error.contains("sidecar.yaml:2"), "{more}: {error}");

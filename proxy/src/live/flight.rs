@@ -21,6 +21,7 @@ use crate::source::Outcome;
 use crate::spans::{self, Span, Spans};
 use crate::telemetry::Ended;
 use crate::trace::Trace;
+use crate::upstream::{Called, Upstream};
 
 /// Why a request is ended by order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -261,6 +262,8 @@ pub(crate) struct Ticket {
     /// Where it came in.
     pub(crate) connection: Arc<Connection>,
     entered: Arc<Entered>,
+    /// Who is called, if that is somebody else than the listener says.
+    called: Option<Arc<Called>>,
     /// What the policy said.
     pub(crate) outcome: Option<Outcome>,
     /// Whether its head could not be read, so that method and path are none of the caller's.
@@ -313,6 +316,7 @@ impl Ticket {
             flight,
             connection,
             entered,
+            called: None,
             outcome: None,
             unread: false,
             trace: None,
@@ -346,6 +350,11 @@ impl Ticket {
             let begin = |spans: &Arc<Spans>| spans.begin(self.trace.as_ref(), version, allowed, fits);
             self.span = listener.spans.as_ref().and_then(begin);
         }
+    }
+
+    /// Notes what it goes to.
+    pub(crate) fn goes_to(&mut self, upstream: &Upstream) {
+        self.called = upstream.called().cloned();
     }
 
     /// Leaves no record: the request is entered anew by who goes on with it.
@@ -427,7 +436,8 @@ impl Drop for Ticket {
             let phase = if self.status.is_some() { "response" } else { "request" };
             self.connection.listener.metrics.aborted(phase);
         }
-        self.connection.requests.record(&Ended {
+        let requests = self.called.as_ref().map_or(&self.connection.requests, |called| &called.requests);
+        requests.record(&Ended {
             method: (!self.unread).then_some(&flight.method),
             status,
             blame,
@@ -445,6 +455,7 @@ impl Drop for Ticket {
             let line = access::Line {
                 connection: &self.connection,
                 leg: leg.as_deref(),
+                called: self.called.as_ref().map(|called| &called.id),
                 trace: span.as_ref().map(|span| span.trace()).or(self.trace.as_ref()),
                 method: (!self.unread).then_some(&flight.method),
                 path: (!self.unread).then(|| flight.path()),

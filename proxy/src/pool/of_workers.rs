@@ -29,7 +29,7 @@ pub(super) struct Family {
 }
 
 impl Pools {
-    /// One for each of `workers`.
+    /// One for each of `workers`, and one apart from them.
     pub(crate) fn new(
         target: Target,
         endpoint: Arc<Endpoint>,
@@ -38,11 +38,16 @@ impl Pools {
         lifecycle: &Lifecycle,
         workers: usize,
     ) -> Self {
-        let others = (1..workers).map(|_| OnceLock::new()).collect();
+        let others = (1..=workers).map(|_| OnceLock::new()).collect();
         let (connections, lifecycle) = (Arc::clone(connections), lifecycle.clone());
         let family = Arc::new(Family { workers, pools: Mutex::default() });
         let (target, first) = (Arc::new(target), OnceLock::new());
         Self { target, endpoint, listener, connections, lifecycle, family, first, others }
+    }
+
+    /// That of no worker, for what is asked of the endpoint apart from any request.
+    pub(crate) fn apart(&self) -> &Arc<Pool> {
+        self.of(self.others.len())
     }
 
     /// That of the worker with this number, counted from 0.

@@ -18,7 +18,7 @@ pub(crate) struct Attempts {
 pub(crate) enum Why {
     /// Its connection had waited for a request, and had died while it waited.
     Stale,
-    /// A new connection broke before the response began.
+    /// It was sent, and the connection broke before the response began: ours, or the other sidecar's to its app.
     Broke,
     /// The proxy before the endpoint says that nothing was sent on.
     Undone,
@@ -66,13 +66,6 @@ impl Attempts {
     pub(super) fn replay(&mut self) -> bool {
         self.replays += 1;
         self.replays <= MOST_REPLAYS
-    }
-
-    /// Makes ready for another attempt; with `anywhere` at the endpoints tried before as well.
-    pub(super) fn retry(&mut self, anywhere: bool) {
-        if anywhere {
-            self.tried.clear();
-        }
     }
 }
 

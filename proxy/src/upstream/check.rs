@@ -82,8 +82,7 @@ impl Upstream {
 }
 
 async fn ask(member: &Member, check: &Check) -> Result<(), String> {
-    // Where it is asked from does not matter; connections of the first worker are as good as any.
-    let pool = member.pools.of(0);
+    let pool = member.pools.apart();
     let asked = async {
         if check.ask == Ask::Connect {
             return pool.reach().await.map_err(|fault| fault.to_string());

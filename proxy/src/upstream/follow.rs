@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use countersign_runtime::Lifecycle;
 use tokio::sync::watch;
 use tokio::time::{interval, sleep};
 
@@ -94,30 +95,35 @@ impl Turn {
     /// Notes that no connection to its endpoint came about. Until one does, it is tried apart from any request.
     pub(super) fn unreached(&self, fault: &Fault) {
         if self.endpoint().unreached(&fault.to_string()) {
-            let pool = self.pool();
-            pool.lifecycle().spawn(reach(Arc::downgrade(pool), pool.lifecycle().clone()));
+            let (pool, endpoint) = (self.pool(), Arc::clone(self.endpoint()));
+            pool.lifecycle().spawn(reach(endpoint, Arc::downgrade(pool), pool.lifecycle().clone()));
         }
     }
 }
 
-/// Tries to reach an endpoint until it is reached, or is gone.
-async fn reach(pool: Weak<Pool>, lifecycle: countersign_runtime::Lifecycle) {
+/// Tries to reach an endpoint until it is reached, or `pool` is gone.
+async fn reach(endpoint: Arc<Endpoint>, pool: Weak<Pool>, lifecycle: Lifecycle) {
+    tokio::select! {
+        () = until_reached(&endpoint, &pool) => {}
+        () = lifecycle.stopping() => return,
+    }
+    // From here on a request that does not reach it begins anew. One that is gone is not asked any more, and where only
+    // its pools have changed, the next request finds out.
+    endpoint.tried.store(false, Ordering::Release);
+    if endpoint.health.reason() == Some(Reason::Unreachable) {
+        endpoint.comes_back("a connection came about");
+    }
+}
+
+async fn until_reached(endpoint: &Endpoint, pool: &Weak<Pool>) {
     let mut wait = FIRST_TRY;
     loop {
         // Not all at once, where many sidecars have lost the same endpoint.
         let share = 0.75 + 0.5 * f64::from(rand::random::<u16>()) / f64::from(u16::MAX);
-        tokio::select! {
-            () = sleep(wait.mul_f64(share)) => {}
-            () = lifecycle.stopping() => return,
-        }
+        sleep(wait.mul_f64(share)).await;
         let Some(pool) = pool.upgrade() else { return };
-        let reached = pool.reach().await;
-        let endpoint = pool.endpoint();
-        match reached {
-            Ok(()) => {
-                endpoint.tried.store(false, Ordering::Release);
-                return endpoint.comes_back("a connection came about");
-            }
+        match pool.reach().await {
+            Ok(()) => return,
             Err(fault) => tracing::debug!(endpoint = %endpoint.name(), %fault, "is still not reached"),
         }
         wait = (wait * 2).min(LAST_TRY);
