@@ -64,11 +64,18 @@ fn every_yaml_in_the_docs_is_read_without_a_problem() {
     }
     check(&["ca", "run", "--check", "-c", "ca.yaml"]);
 
-    let [sidecar] = page("docs/reference/sidecar.md").try_into().expect("sidecar.md has one YAML");
+    let mut parts = page("docs/reference/sidecar.md");
+    let sidecar = parts.remove(0);
     let [secrets] = page("docs/reference/secrets.md").try_into().expect("secrets.md has one YAML");
     write("sidecar.yaml", &sidecar);
     write("secrets.yaml", &secrets);
     check(&["sidecar", "--check", "-c", "sidecar.yaml"]);
+    // The others leave out who the sidecar is.
+    assert!(!parts.is_empty());
+    for part in parts {
+        write("part.yaml", &format!("identity: {{ workload_api: 'unix:///run/agent.sock' }}\n{part}"));
+        check(&["proxy", "--check", "-c", "part.yaml"]);
+    }
 
     let [sidecar, policy] = page("README.md").try_into().expect("README.md has two YAMLs");
     write("policy.yaml", &policy);
