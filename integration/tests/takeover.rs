@@ -155,9 +155,8 @@ async fn one_that_fails_leaves_the_old_one_serving_as_if_nothing_had_been() {
 async fn where_the_old_one_is_killed_before_the_new_one_is_ready_that_one_goes_on_alone() {
     let World { mesh: _mesh, client, upstream, server: _server, .. } = &mut world().await;
     let next = client.beside("sidecar.yaml");
-    let takes = format!("\"successor\":{}", next.pid());
-    next.until("it gets ready", async || if client.process.log().contains(&takes) { Ok(()) } else { Err("not yet") })
-        .await;
+    let met = |log: String| log.contains("taking over from the process before");
+    next.until("it has the sockets", async || if met(next.log()) { Ok(()) } else { Err("not yet") }).await;
     client.process.kill();
     next.until("it takes over", async || if next.log().contains("took over") { Ok(()) } else { Err("not yet") }).await;
     client.process = next;

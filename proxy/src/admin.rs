@@ -26,13 +26,18 @@ pub(crate) struct Needs {
     pub(crate) enforced: EnforcedWatch,
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) ready: Vec<Box<dyn Fn() -> Readiness + Send + Sync>>,
+    /// Cancelled when another process does the work: it is ready, and who is connected here asks for that.
+    pub(crate) relieved: CancellationToken,
     pub(crate) lifecycle: Lifecycle,
 }
 
 impl Needs {
     pub(crate) fn ready(self) -> Ready {
-        let Self { enforced, waiting, ready, lifecycle } = self;
+        let Self { enforced, waiting, ready, relieved, lifecycle } = self;
         Arc::new(move || {
+            if relieved.is_cancelled() {
+                return Ok(());
+            }
             let mut reasons: Vec<String> = waiting.iter().filter_map(Waiting::reason).collect();
             let received = enforced.borrow().as_ref().is_some_and(|enforced| enforced.was_received());
             if reasons.is_empty() && !received {

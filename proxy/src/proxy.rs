@@ -156,7 +156,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     };
     let mut following = follow_policy(&current.policy);
     let waiting = vec![awaiting_identity, awaiting_policy.clone()];
-    let ready = Needs { enforced, waiting, ready, lifecycle: lifecycle.clone() }.ready();
+    let ready = Needs { enforced, waiting, ready, relieved: relieved.clone(), lifecycle: lifecycle.clone() }.ready();
     let console = Console {
         config: config_in_force,
         identity,

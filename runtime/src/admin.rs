@@ -15,11 +15,12 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::Lifecycle;
@@ -27,6 +28,9 @@ use crate::spare::{Spare, out_of_files};
 
 /// How long a client may take to send its request head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection waits for one more request when another process answers on the socket.
+const LAST: Duration = Duration::from_secs(2);
 
 /// Connections served at once; an operator and a scraper need two.
 const CONNECTIONS: usize = 64;
@@ -103,7 +107,7 @@ impl Admin {
                 Err(error) if out_of_files(&error) && spares().give_up() => {}
                 Err(error) => {
                     tracing::debug!(%error, "the admin endpoint cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    sleep(Duration::from_millis(100)).await;
                     spares().fill();
                 }
             }
@@ -117,16 +121,23 @@ impl Admin {
         ended: &CancellationToken,
         lifecycle: &Lifecycle,
     ) {
-        let service = hyper::service::service_fn(move |request| {
+        let service = hyper::service::service_fn(|request| {
             let admin = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(admin.answer(&request).await) }
+            async move {
+                let mut answer = admin.answer(&request).await;
+                if ended.is_cancelled() {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer)
+            }
         });
         let mut server = hyper::server::conn::http1::Builder::new();
         server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
         let mut served = pin!(server.serve_connection(TokioIo::new(stream), service));
         let result = tokio::select! {
             result = &mut served => result,
-            () = ended.cancelled() => {
+            // A request may be on its way.
+            () = async { ended.cancelled().await; sleep(LAST).await } => {
                 served.as_mut().graceful_shutdown();
                 tokio::select! {
                     result = served => result,

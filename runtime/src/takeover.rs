@@ -27,7 +27,7 @@ use rustix::net::getsockname;
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::process::geteuid;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::socket::{bind_unix, inherit_unix, release_unix};
 use line::{Heard, Line};
@@ -124,6 +124,17 @@ impl TakeoverError {
 /// There is one and it does not hand them over, or the directory of `path` is not private.
 pub async fn meet(path: &Path) -> Result<Option<(Predecessor, Inherited)>, TakeoverError> {
     check_directory(path)?;
+    for _ in 0..ATTEMPTS {
+        match ask(path).await {
+            // It ended just now, and perhaps nobody is there any more.
+            Err(TakeoverError::Broke(error)) if error.kind() != io::ErrorKind::TimedOut => sleep(PAUSE).await,
+            met => return met,
+        }
+    }
+    ask(path).await
+}
+
+async fn ask(path: &Path) -> Result<Option<(Predecessor, Inherited)>, TakeoverError> {
     let stream = match within(UnixStream::connect(path)).await {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Ok(None);
@@ -222,7 +233,7 @@ impl Post {
                 Ok(Successor(Line::new(stream)))
             }
             Err(error) => {
-                tokio::time::sleep(PAUSE).await;
+                sleep(PAUSE).await;
                 Err(error.into())
             }
         }
@@ -277,8 +288,9 @@ impl Successor {
     }
 
     /// Sends it away, for there is another one.
-    pub async fn busy(self) {
-        // Whether it hears it or not, it is sent away.
+    pub async fn busy(mut self) {
+        // What it says is heard, or the end would be a reset that overtakes the answer. Whatever becomes of it, it is sent away.
+        let _ = within(self.0.hear()).await;
         let _ = within(self.0.say(BUSY, None)).await;
     }
 }
@@ -324,7 +336,10 @@ const MODE: u32 = 0o600;
 /// How long a step of the conversation may take.
 const STEP: Duration = Duration::from_secs(5);
 
-/// How long to wait when the system refuses to accept.
+/// How often it is asked again where the process before ends while it hands over.
+const ATTEMPTS: u32 = 3;
+
+/// How long to wait when the system refuses to accept, and before it is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]

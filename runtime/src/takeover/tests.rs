@@ -68,6 +68,18 @@ async fn each_learns_that_the_other_has_ended() {
 }
 
 #[tokio::test]
+async fn where_the_process_before_ends_while_it_hands_over_there_is_none() {
+    let (_directory, path) = private();
+    let post = Post::open(&path, false).unwrap();
+    let ends = async {
+        drop(post.next().await.unwrap());
+        drop(post);
+    };
+    let ((), met) = tokio::join!(ends, meet(&path));
+    assert!(met.unwrap().is_none());
+}
+
+#[tokio::test]
 async fn a_second_successor_is_sent_away() {
     let (_directory, path) = private();
     let post = Post::open(&path, false).unwrap();
