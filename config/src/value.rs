@@ -135,15 +135,29 @@ impl<'a> Value<'a> {
 
     /// A duration with its unit: `300ms`, `10s`, `1h 30m`; within `range`.
     pub fn duration(&self, range: RangeInclusive<Duration>) -> Option<Duration> {
+        self.duration_within(range, "")
+    }
+
+    /// As [`Value::duration`], or no duration at all where `word` is written.
+    pub fn duration_or(&self, word: &'static str, range: RangeInclusive<Duration>) -> Option<Option<Duration>> {
+        if self.string()? == word {
+            return Some(None);
+        }
+        self.duration_within(range, &format!(", or {word}")).map(Some)
+    }
+
+    /// `or` is what else may be written.
+    fn duration_within(&self, range: RangeInclusive<Duration>, or: &str) -> Option<Duration> {
         let text = self.string()?;
         let Ok(duration) = humantime::parse_duration(text) else {
-            return self.problem(format!("{text:?} is not a duration; write it with its unit, like 300ms, 10s or 1h"));
+            return self
+                .problem(format!("{text:?} is not a duration; write it with its unit, like 300ms, 10s or 1h{or}"));
         };
         if range.contains(&duration) {
             return Some(duration);
         }
         let shown = |limit: &Duration| humantime::format_duration(*limit).to_string();
-        self.problem(format!("{text:?} is out of range; from {} to {}", shown(range.start()), shown(range.end())))
+        self.problem(format!("{text:?} is out of range; from {} to {}{or}", shown(range.start()), shown(range.end())))
     }
 
     /// Unix file permission bits in octal, at most `0777`: `0400`, `400` and `"0400"` are the same.
@@ -246,7 +260,10 @@ impl<'a> Table<'a> {
 
     /// The value of `name`, if it is there.
     pub fn optional(&self, name: &'static str) -> Option<Value<'a>> {
-        self.asked.borrow_mut().push(name);
+        let mut asked = self.asked.borrow_mut();
+        if !asked.contains(&name) {
+            asked.push(name);
+        }
         let (key, node) = self.entries.iter().find(|(key, _)| key.text == name)?;
         Some(self.value(&key.text, node))
     }

@@ -5,6 +5,7 @@
 //! | `/bytes/N` | answers N bytes, those of [`bytes`] |
 //! | `/sum` | reads the body to its end and answers its [`sum`] |
 //! | `/pieces/N` | answers N pieces, one a millisecond |
+//! | `/paused/N` | answers a piece, and another after N seconds |
 //! | `/socket` | switches protocols and sends back what it gets |
 //! | `/silent/…` | never answers |
 //! | `/endless/…` | answers pieces without end |
@@ -94,6 +95,12 @@ async fn answer(connection: &mut Connection<TcpStream>, tell: &UnboundedSender<S
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             connection.send(b"0\r\n\r\n").await?;
+        }
+        "paused" => {
+            connection.send(&[CHUNKED, &chunk("first\n")].concat()).await?;
+            // The silence that was asked for.
+            tokio::time::sleep(Duration::from_secs(number() as u64)).await;
+            connection.send(&[chunk("last\n").as_slice(), b"0\r\n\r\n"].concat()).await?;
         }
         "socket" => {
             connection

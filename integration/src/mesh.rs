@@ -70,6 +70,8 @@ pub struct Service {
     pub inbound: SocketAddr,
     /// Its upstreams: name, local address, address of the other sidecar, SPIFFE ID path, protocol.
     pub upstreams: Vec<(String, SocketAddr, SocketAddr, String, &'static str)>,
+    /// Keys that are added to the inbound listener.
+    pub keys: String,
     /// Lines that are added to the file as they are.
     pub more: String,
 }
@@ -118,7 +120,8 @@ impl Mesh {
     /// A service whose sidecar listens on a free address.
     pub fn service(name: &str, app: SocketAddr, protocol: &'static str) -> Service {
         let inbound = free_address();
-        Service { name: name.to_owned(), app, protocol, inbound, upstreams: Vec::new(), more: String::new() }
+        let (keys, more) = (String::new(), String::new());
+        Service { name: name.to_owned(), app, protocol, inbound, upstreams: Vec::new(), keys, more }
     }
 
     /// Writes the sidecar's files, with a fresh join token, and starts it. It need not be ready.
@@ -155,8 +158,8 @@ impl Mesh {
         );
         let _ = writeln!(
             yaml,
-            "inbound:\n  - {{ name: {}, listen: {}, app: {}, protocol: {} }}",
-            service.name, service.inbound, service.app, service.protocol
+            "inbound:\n  - {{ name: {}, listen: {}, app: {}, protocol: {}{} }}",
+            service.name, service.inbound, service.app, service.protocol, service.keys
         );
         if !service.upstreams.is_empty() {
             yaml.push_str("outbound:\n");
@@ -249,6 +252,13 @@ impl Service {
         let identity = format!("/ns/test/sa/{}", other.name);
         self.upstreams.push((other.name.clone(), listen, other.inbound, identity, other.protocol));
         listen
+    }
+
+    /// Adds keys to its inbound listener.
+    pub fn keyed(mut self, keys: &str) -> Self {
+        self.keys.push_str(", ");
+        self.keys.push_str(keys);
+        self
     }
 
     /// Adds lines to the sidecar's file.

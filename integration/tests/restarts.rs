@@ -77,7 +77,8 @@ async fn ask(entrance: SocketAddr, every: Duration, seen: Arc<Seen>) -> Result<(
         clock.tick().await;
         let number = seen.requests.fetch_add(1, Ordering::SeqCst);
         let url = format!("http://{entrance}/{number}");
-        let (method, body) = if number % 2 == 0 { ("PUT", vec![b'x'; number % 20_000]) } else { ("GET", Vec::new()) };
+        let (method, body) =
+            if number.is_multiple_of(2) { ("PUT", vec![b'x'; number % 20_000]) } else { ("GET", Vec::new()) };
         let expected = format!("{method} {}", body.len());
         let request = client.request(method.parse().unwrap(), url).body(body);
         under_way.spawn(async move {
@@ -218,7 +219,7 @@ async fn replicas_that_are_killed_lose_no_request_that_may_be_done_twice() {
             sleep(Duration::from_millis(500)).await;
             // The app alone, or all of the pod.
             replica.app.kill();
-            let all = (round + index) % 2 == 0;
+            let all = (round + index).is_multiple_of(2);
             if all {
                 replica.sidecar.process.kill();
             }
@@ -234,6 +235,8 @@ async fn replicas_that_are_killed_lose_no_request_that_may_be_done_twice() {
     seen.enough.store(true, Ordering::SeqCst);
     asking.await.unwrap().unwrap_or_else(|why| panic!("{why}\n{}", client.process.log()));
     let retried = client.metric("countersign_requests_retried_total", &[]).await;
-    eprintln!("{} requests, {retried} sent again, {:?}", seen.requests.load(Ordering::SeqCst), began.elapsed());
-    assert!(retried > 0.0, "nobody noticed, so nothing was killed under load");
+    let ejected = client.metric("countersign_endpoint_ejections_total", &[]).await;
+    let requests = seen.requests.load(Ordering::SeqCst);
+    eprintln!("{requests} requests, {retried} sent again, {ejected} ejections, {:?}", began.elapsed());
+    assert!(retried + ejected > 0.0, "nobody noticed, so nothing was killed under load");
 }

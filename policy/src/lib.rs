@@ -19,7 +19,7 @@ mod rule;
 
 pub use decision::{Cause, Decision, Verdict};
 pub use identity::{Identities, IdentityPattern};
-pub use matcher::{Matcher, Nearest, Part};
+pub use matcher::{FirstMatch, Matcher, Nearest, Part};
 pub use path::PathPattern;
 pub use pattern::PatternError;
 pub use policy::Policy;

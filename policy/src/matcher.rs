@@ -18,11 +18,13 @@ use crate::request::{Action, Request};
 use crate::rule::{Mode, Rule};
 
 mod callers;
+mod first_match;
 mod nearest;
 mod routes;
 mod tree;
 mod words;
 
+pub use first_match::FirstMatch;
 pub(crate) use nearest::nearest;
 pub use nearest::{Nearest, Part};
 

@@ -53,6 +53,12 @@ pub(crate) fn others(path: &str) -> Readings {
     Readings::Denied([decoded, without, decoded_without])
 }
 
+/// Whether `path` leaves open where a segment ends or which name it bears. Of nearly every path one look at each byte
+/// tells.
+pub(crate) fn leaves_open(path: &str) -> bool {
+    has_more_than_names(path) && is_open(path)
+}
+
 /// Whether `path` has anything that makes another reading; one look at each byte, for nearly every path has not.
 fn has_more_than_names(path: &str) -> bool {
     let mut previous = 0;

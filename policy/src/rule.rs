@@ -48,7 +48,7 @@ pub enum Mode {
 ///
 /// The two kinds never meet: a rule about HTTP matches no TCP connection, so that a rule that denies some paths
 /// does not deny the database, and a rule about TCP matches no HTTP request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operations {
     /// HTTP requests, gRPC included.
     Http {

@@ -8,7 +8,7 @@
 use std::fmt::Write;
 
 use countersign_identity::SpiffeId;
-use countersign_policy::{Action, Decision, Matcher, Part, PathPattern, Policy, Request, Verdict};
+use countersign_policy::{Action, Decision, FirstMatch, Matcher, Part, PathPattern, Policy, Request, Verdict};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -374,6 +374,26 @@ proptest! {
         let parsed: PathPattern = pattern.parse().unwrap();
         for path in &paths {
             prop_assert_eq!(parsed.matches(path), path_matches(&pattern, path), "{} {}", pattern, path);
+        }
+    }
+
+    #[test]
+    fn the_first_of_several_operations_is_that_which_is_found_one_by_one(
+        all in vec((option::of(vec(select(&METHODS[..2]), 1..3)), vec(wild(&WILD_ODD, true), 1..4)), 0..8),
+        requests in vec((select(&METHODS[..]), path()), 16),
+    ) {
+        let operations: Vec<_> = all.iter().map(|(methods, paths)| countersign_policy::Operations::Http {
+            methods: methods.as_ref().map(|methods| methods.iter().map(|method| (*method).into()).collect()),
+            paths: Some(paths.iter().map(|path| path.parse().unwrap()).collect()),
+        }).collect();
+        let which = FirstMatch::compile(&operations);
+        for (method, path) in &requests {
+            let has = |(methods, paths): &(Option<Vec<&str>>, Vec<String>)| {
+                methods.as_ref().is_none_or(|methods| methods.contains(method))
+                    && paths.iter().any(|pattern| path_matches(pattern, path))
+            };
+            let expected = if is_open(path) { None } else { all.iter().position(has) };
+            prop_assert_eq!(which.find(method, path), expected, "{} {}", method, path);
         }
     }
 

@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::alive;
 use crate::introduced::introduced;
 use crate::listener::Listener;
 use crate::load::Place;
@@ -138,6 +139,9 @@ where
         };
         // It fails only if the connection is gone already, which its first read will tell.
         let _ = stream.set_nodelay(true);
+        if listener.rests {
+            alive::ask(&stream);
+        }
         let seat = workers.seat();
         let runtime = seat.runtime().clone();
         let handed = Handed::to(&seat, stream);

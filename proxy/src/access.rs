@@ -25,6 +25,8 @@ pub(crate) struct Line<'a> {
     /// Method and path, if the head could be read.
     pub(crate) method: Option<&'a Method>,
     pub(crate) path: Option<&'a str>,
+    /// The name of its route, if it has one.
+    pub(crate) route: Option<&'a str>,
     pub(crate) status: u16,
     /// The status as the caller was told it.
     pub(crate) sent: u16,
@@ -74,11 +76,13 @@ pub(crate) fn log(line: &Line<'_>) {
         to,
         method = line.method.map(|method| shortened(method.as_str(), METHOD)).as_deref(),
         path = line.path.map(|path| shortened(path, PATH)).as_deref(),
+        route = line.route,
         status = line.status,
         request_bytes = line.up,
         response_bytes = line.down,
         duration_s = line.took.as_secs_f64(),
         fault = line.blame.map_or("none", Blame::as_str),
+        reason = line.reason,
         decision = line.outcome.map_or("none", |outcome| outcome.verdict),
         rule = line.outcome.and_then(|outcome| outcome.rule.as_deref()).unwrap_or("none"),
         tls_version = tls.map_or("none", |tls| tls.version),

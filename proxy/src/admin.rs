@@ -2,8 +2,10 @@
 //! `/drain`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_identity::IdentityWatch;
+use countersign_policy::{Operations, PathPattern};
 use countersign_runtime::Lifecycle;
 use countersign_runtime::admin::{Admin, Answer, Readiness, json, text};
 use countersign_runtime::telemetry::Metrics;
@@ -13,7 +15,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{AcceptProxyProtocol, Ask, Check, Config, Ejection, PolicyFrom, Retry, Split, Tracing};
+use crate::config::{
+    AcceptProxyProtocol, Admission, Ask, Check, Config, Ejection, Limits, Of, PolicyFrom, Protocol, Retry, Route,
+    Split, Times, Tracing,
+};
 use crate::decisions::Decisions;
 use crate::live::Connections;
 use crate::source::{EnforcedWatch, Waiting};
@@ -124,12 +129,56 @@ fn show_accepted(accepts: Option<&AcceptProxyProtocol>) -> Value {
     )
 }
 
+/// Under the keys of the file, which counts connections where nothing else is known.
+fn show_admission(admission: &Admission, protocol: Protocol) -> [Value; 2] {
+    let counted = if protocol == Protocol::Tcp { "connections" } else { "requests" };
+    let rates = admission.rates.iter().map(|rate| {
+        let each = (rate.of == Of::Identity).then_some("identity");
+        json!({ counted: rate.number, "per": rate.per.as_secs_f64(), "burst": rate.burst, "each": each })
+    });
+    let concurrency = admission.concurrency.map(|concurrency| {
+        json!({ counted: concurrency.at_once, "per_identity": concurrency.of_one, "queue": concurrency.queue, "wait": concurrency.wait.as_secs_f64() })
+    });
+    [rates.collect(), json!(concurrency)]
+}
+
 fn show_tracing(tracing: &Tracing) -> Value {
     json!({
         "endpoint": format!("http://{}", tracing.endpoint),
         "sample": tracing.sample,
         "service": tracing.service,
     })
+}
+
+fn show_limits(limits: &Limits) -> Value {
+    let mut shown = json!({
+        "connections": limits.connections,
+        "requests": limits.requests,
+        "streams": limits.streams,
+        "headers": limits.headers,
+        "header_bytes": limits.header_bytes,
+        "handshake": limits.handshake.as_secs_f64(),
+        "head": limits.head.as_secs_f64(),
+        "connect": limits.connect.as_secs_f64(),
+    });
+    if let (Value::Object(shown), Value::Object(times)) = (&mut shown, show_times(&limits.times)) {
+        shown.extend(times);
+    }
+    shown
+}
+
+fn show_times(times: &Times) -> Value {
+    let shown = |limit: Option<Duration>| limit.map_or(json!("never"), |limit| json!(limit.as_secs_f64()));
+    json!({ "first_byte": shown(times.first_byte), "idle": shown(times.idle), "total": shown(times.total) })
+}
+
+fn show_route(route: &Route) -> Value {
+    let (methods, paths) = match &route.operations {
+        Operations::Http { methods, paths } => (methods.as_deref(), paths.as_deref()),
+        Operations::Tcp => (None, None),
+    };
+    let paths: Option<Vec<&str>> = paths.map(|paths| paths.iter().map(PathPattern::as_str).collect());
+    json!({ "name": route.name.as_deref(), "methods": methods, "paths": paths, "limits": show_times(&route.times) })
 }
 
 fn show_split(split: &Split) -> Value {
@@ -176,8 +225,8 @@ fn show_retry(retry: &Retry) -> Value {
 
 /// The configuration in force. It holds no secret.
 fn show_config(config: &Config) -> Answer {
-    let limits = &config.limits;
     let inbound = config.inbound.iter().map(|inbound| {
+        let [rates, concurrency] = show_admission(&inbound.admission, inbound.protocol);
         json!({
             "name": inbound.name,
             "listen": inbound.listen.to_string(),
@@ -186,9 +235,14 @@ fn show_config(config: &Config) -> Answer {
             "paths": inbound.paths.as_str(),
             "accept_proxy_protocol": show_accepted(inbound.accept_proxy_protocol.as_ref()),
             "send_proxy_protocol": inbound.send_proxy_protocol.then_some("v2"),
+            "rate_limits": rates,
+            "concurrency": concurrency,
+            "limits": show_limits(&inbound.limits),
+            "routes": inbound.routes.iter().map(show_route).collect::<Value>(),
         })
     });
     let outbound = config.outbound.iter().map(|outbound| {
+        let [rates, concurrency] = show_admission(&outbound.admission, outbound.protocol);
         json!({
             "name": outbound.name,
             "listen": outbound.listen.to_string(),
@@ -202,39 +256,32 @@ fn show_config(config: &Config) -> Answer {
             "check": outbound.check.as_ref().map(show_check),
             "retry": show_retry(&outbound.retry),
             "accept_proxy_protocol": show_accepted(outbound.accept_proxy_protocol.as_ref()),
+            "rate_limits": rates,
+            "concurrency": concurrency,
+            "limits": show_limits(&outbound.limits),
+            "routes": outbound.routes.iter().map(show_route).collect::<Value>(),
         })
     });
     let policy = match &config.policy {
         PolicyFrom::Authority => "from-authority".to_owned(),
         PolicyFrom::File(file) => file.display().to_string(),
     };
-    let seconds = |duration: std::time::Duration| duration.as_secs_f64();
     json(
         StatusCode::OK,
         &json!({
             "trust_domain": config.trust_domain.to_string(),
             "inbound": inbound.collect::<Value>(),
             "outbound": outbound.collect::<Value>(),
+            "dns": config.dns.as_ref().map(|dns| dns.servers.iter().map(ToString::to_string).collect::<Vec<_>>()),
             "policy": policy,
             "admin": { "listen": config.admin.to_string() },
-            "drain": { "grace": seconds(config.grace) },
+            "drain": { "grace": config.grace.as_secs_f64() },
             "takeover": config.takeover.as_ref().map(|takeover| {
-                json!({ "socket": takeover.socket.display().to_string(), "within": seconds(takeover.within) })
+                json!({ "socket": takeover.socket.display().to_string(), "within": takeover.within.as_secs_f64() })
             }),
             "access_log": config.access_log,
             "tracing": config.tracing.as_ref().map(show_tracing),
-            "limits": {
-                "connections": limits.connections,
-                "requests": limits.requests,
-                "streams": limits.streams,
-                "headers": limits.headers,
-                "header_bytes": limits.header_bytes,
-                "handshake": seconds(limits.handshake),
-                "head": seconds(limits.head),
-                "connect": seconds(limits.connect),
-                "first_byte": seconds(limits.first_byte),
-                "idle": seconds(limits.idle),
-            },
+            "limits": show_limits(&config.limits),
         }),
     )
 }

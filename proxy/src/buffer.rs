@@ -22,6 +22,8 @@ pub(crate) struct Buffer {
     storage: Option<Box<[u8]>>,
     start: usize,
     end: usize,
+    /// Whether a part of what was pushed was consumed, and another was not.
+    torn: bool,
 }
 
 impl Buffer {
@@ -36,7 +38,7 @@ impl Buffer {
 
     /// Whether a part of what was pushed was consumed, and another was not.
     pub(crate) fn is_torn(&self) -> bool {
-        self.start > 0
+        self.torn
     }
 
     /// How many more bytes [`Buffer::push`] takes without growing.
@@ -47,6 +49,7 @@ impl Buffer {
     /// Takes the first `count` bytes away. The storage goes back once nothing is left.
     pub(crate) fn consume(&mut self, count: usize) {
         self.start += count.min(self.end - self.start);
+        self.torn = true;
         if self.start == self.end {
             self.clear();
         }
@@ -54,7 +57,7 @@ impl Buffer {
 
     /// Empties it.
     pub(crate) fn clear(&mut self) {
-        (self.start, self.end) = (0, 0);
+        (self.start, self.end, self.torn) = (0, 0, false);
         if let Some(storage) = self.storage.take() {
             give_back(storage);
         }

@@ -1,12 +1,15 @@
-//! What `sidecar.yaml` says about the data path: the keys `inbound`, `outbound`, `policy`, `admin`, `drain`,
+//! What `sidecar.yaml` says about the data path: the keys `inbound`, `outbound`, `dns`, `policy`, `admin`, `drain`,
 //! `takeover`, `access_log`, `tracing` and `limits`.
 //!
 //! Invariant: a [`Config`] can be served as it stands; whatever could be wrong with it was reported while it was read.
 
 mod address;
+mod admission;
+mod dns;
 mod limits;
 mod listener;
 mod proxy_protocol;
+mod routes;
 mod takeover;
 mod tracing;
 mod upstream;
@@ -17,11 +20,16 @@ use std::time::Duration;
 
 use countersign_config::{Table, Value};
 use countersign_identity::TrustDomain;
+use limits::Owner;
 
 pub use address::{Address, AddressError};
-pub use limits::Limits;
+pub(crate) use admission::MOST_RATES;
+pub use admission::{Admission, Concurrency, Of, Rate};
+pub use dns::Dns;
+pub use limits::{Limits, Times};
 pub use listener::{Inbound, Outbound, Protocol, Split};
 pub use proxy_protocol::AcceptProxyProtocol;
+pub use routes::Route;
 pub use takeover::Takeover;
 pub use tracing::Tracing;
 pub use upstream::{Ask, Balance, Check, Ejection, Retry};
@@ -35,6 +43,8 @@ pub struct Config {
     pub inbound: Vec<Inbound>,
     /// Where the app reaches other workloads.
     pub outbound: Vec<Outbound>,
+    /// Which DNS servers are asked, if not those of this machine.
+    pub dns: Option<Dns>,
     /// Where the policy comes from.
     pub policy: PolicyFrom,
     /// Where the admin endpoint listens.
@@ -47,7 +57,7 @@ pub struct Config {
     pub access_log: bool,
     /// Where spans go, if they are recorded.
     pub tracing: Option<Tracing>,
-    /// Limits of size, number and time.
+    /// Limits of size, number and time, where a listener has none of its own.
     pub limits: Limits,
 }
 
@@ -65,18 +75,24 @@ impl Config {
     pub fn read(table: &Table<'_>, trust_domain: &TrustDomain) -> Option<Self> {
         let mut taken = Taken::default();
         let admin = admin(table.optional("admin"), &mut taken);
-        let inbound = list(table.optional("inbound"), |value| Inbound::read(&value, &mut taken));
-        let outbound = list(table.optional("outbound"), |value| Outbound::read(&value, trust_domain, &mut taken));
+        let normal = Limits::default();
+        let limits = table.optional("limits").map_or(Some(normal), |value| Limits::read(&value, &normal, Owner::File));
+        // The rest is checked in any case.
+        let normal = limits.unwrap_or(normal);
+        let inbound = list(table.optional("inbound"), |value| Inbound::read(&value, &normal, &mut taken));
+        let outbound =
+            list(table.optional("outbound"), |value| Outbound::read(&value, &normal, trust_domain, &mut taken));
+        let dns = table.optional("dns").map_or(Some(None), |value| Dns::read(&value).map(Some));
         let policy = policy(table.optional("policy"));
         let grace = grace(table.optional("drain"));
         let takeover = table.optional("takeover").map_or(Some(None), |value| Takeover::read(&value).map(Some));
         let access_log = table.optional("access_log").map_or(Some(false), |value| value.boolean());
         let tracing = table.optional("tracing").map_or(Some(None), |value| Tracing::read(&value).map(Some));
-        let limits = table.optional("limits").map_or(Some(Limits::default()), |value| Limits::read(&value));
         Some(Self {
             trust_domain: trust_domain.clone(),
             inbound: inbound?,
             outbound: outbound?,
+            dns: dns?,
             policy: policy?,
             admin: admin?,
             grace: grace?,

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::alive;
 use crate::buffer::ReadAhead;
 use crate::config::{Address, Limits};
 use crate::fault::{Fault, Hop};
@@ -157,11 +158,11 @@ fn speaks_otherwise(error: &std::io::Error) -> bool {
 /// Connects to the app, which is where it is or nowhere.
 pub(crate) async fn dial_app(
     address: &Address,
-    limits: &Limits,
+    listener: &Listener,
 ) -> Result<(Metered<TcpStream>, SocketAddr, Arc<Traffic>), Fault> {
     let mut failures = Vec::new();
-    for remote in resolve(address, limits, &mut failures).await {
-        match open(remote, limits).await {
+    for remote in resolve(address, listener, &mut failures).await {
+        match open(remote, &listener.limits).await {
             Ok(tcp) => {
                 let traffic = Arc::new(Traffic::default());
                 return Ok((Metered::new(tcp, Arc::clone(&traffic)), remote, traffic));
@@ -169,6 +170,8 @@ pub(crate) async fn dial_app(
             Err(reason) => failures.push(format!("{remote}: {reason}")),
         }
     }
+    // The name may lead elsewhere by now.
+    listener.resolver.again(address);
     Err(Fault::Unreachable { hop: Hop::App, to: address.to_string(), reason: failures.join("; ") })
 }
 
@@ -187,22 +190,17 @@ async fn open(remote: SocketAddr, limits: &Limits) -> Result<TcpStream, String> 
     };
     // Nothing here writes in small pieces that would be worth waiting for.
     tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+    alive::ask(&tcp);
     Ok(tcp)
 }
 
 /// Every address that a name has, or none and the reason.
-async fn resolve(address: &Address, limits: &Limits, failures: &mut Vec<String>) -> Vec<SocketAddr> {
-    let (host, port) = match address {
-        Address::Socket(address) => return vec![*address],
-        Address::Name(host, port) => (host, *port),
-    };
-    let found = timeout(limits.handshake, tokio::net::lookup_host((host.as_str(), port))).await;
-    let reason = match found {
-        Ok(Ok(addresses)) => return addresses.collect(),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "DNS did not answer in time".to_owned(),
-    };
-    failures.push(format!("{host}: {reason}"));
+async fn resolve(address: &Address, listener: &Listener, failures: &mut Vec<String>) -> Vec<SocketAddr> {
+    match timeout(listener.limits.handshake, listener.resolver.addresses(address)).await {
+        Ok(Ok(addresses)) => return addresses,
+        Ok(Err(reason)) => failures.push(reason),
+        Err(_) => failures.push(format!("{address}: DNS did not answer in time")),
+    }
     Vec::new()
 }
 

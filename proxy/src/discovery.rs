@@ -1,60 +1,42 @@
-//! Where the endpoints of an upstream are.
+//! Where names lead: what DNS says of an upstream and of the app, asked again as it passes away.
+//!
+//! `following` keeps what names lead to up to date; `resolver` knows whom to ask. Below them: `look_up` (one of them),
+//! `servers` (how a name is asked for), `services` (SRV), `system` (what this machine says of names) and `answer` (what may
+//! come of it). Not here: connections, and which endpoint a request takes.
+//!
+//! Invariant: an answer is a stranger's word. It is bounded, what cannot be dialled is left out, and a failure takes nothing
+//! away that was found before. Who answers there is proved by the certificate, never by DNS.
+
+mod answer;
+mod following;
+mod look_up;
+mod resolver;
+mod servers;
+mod services;
+mod system;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
-use countersign_runtime::Lifecycle;
-use tokio::sync::watch;
+pub(crate) use following::{Discovery, Found, follow};
+pub(crate) use resolver::Resolver;
 
-use crate::config::Address;
-
-/// What an upstream's addresses are now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Found {
-    pub(crate) endpoints: Vec<Located>,
-    /// Why there are none, or why those are old.
-    pub(crate) problem: Option<String>,
-}
-
-/// One address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One address of an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Located {
+    /// Where it is dialled.
     pub(crate) address: SocketAddr,
+    /// Its share among those of the same priority (RFC 2782); 1 where there is no SRV record.
     pub(crate) weight: u16,
+    /// Those of a higher number are for when those of a lower one are gone; 0 where there is no SRV record.
     pub(crate) priority: u16,
 }
 
-/// Follows what `to` leads to.
-pub(crate) fn follow(to: Vec<Address>, lifecycle: &Lifecycle) -> watch::Receiver<Option<Arc<Found>>> {
-    let fixed: Vec<SocketAddr> =
-        to.iter().filter_map(|a| if let Address::Socket(a) = a { Some(*a) } else { None }).collect();
-    let located = |address| Located { address, weight: 1, priority: 0 };
-    if fixed.len() == to.len() {
-        let endpoints = fixed.into_iter().map(located).collect();
-        return watch::channel(Some(Arc::new(Found { endpoints, problem: None }))).1;
+impl Located {
+    /// Without an SRV record.
+    pub(crate) fn plain(address: SocketAddr) -> Self {
+        Self { address, weight: 1, priority: 0 }
     }
-    let (sender, receiver) = watch::channel(None);
-    let life = lifecycle.clone();
-    lifecycle.spawn(async move {
-        loop {
-            let mut found = Found { endpoints: Vec::new(), problem: None };
-            for address in &to {
-                match address {
-                    Address::Socket(address) => found.endpoints.push(located(*address)),
-                    Address::Name(host, port) => match tokio::net::lookup_host((host.as_str(), *port)).await {
-                        Ok(addresses) => found.endpoints.extend(addresses.map(located)),
-                        Err(error) => found.problem = Some(error.to_string()),
-                    },
-                }
-            }
-            sender.send_replace(Some(Arc::new(found)));
-            tokio::select! {
-                () = sender.closed() => return,
-                () = tokio::time::sleep(Duration::from_secs(2)) => {}
-                () = life.stopping() => return,
-            }
-        }
-    });
-    receiver
 }
+
+#[cfg(test)]
+mod tests;

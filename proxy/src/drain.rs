@@ -1,5 +1,6 @@
 //! The end in order: what is under way finishes, as long as the grace lasts.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_runtime::Lifecycle;
@@ -7,7 +8,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Address, Config};
+use crate::config::Config;
+use crate::discovery::Resolver;
 use crate::listener::Direction;
 use crate::listeners::Listeners;
 use crate::live::{Connections, Kind};
@@ -18,6 +20,7 @@ pub(crate) struct Drain<'a> {
     pub(crate) listeners: &'a mut Listeners,
     pub(crate) connections: &'a Connections,
     pub(crate) config: &'a Config,
+    pub(crate) resolver: &'a Arc<Resolver>,
     pub(crate) lifecycle: &'a Lifecycle,
     pub(crate) spans: Option<&'a Spans>,
     /// Cancelled when the app has ended, where that is known.
@@ -61,7 +64,7 @@ impl Drain<'_> {
                 // An app without an address cannot be asked; one that holds no connection for a while needs us no more.
                 self.config.outbound.is_empty() || quiet_since.elapsed() >= QUIET
             } else {
-                is_gone(self.config).await
+                is_gone(self.config, self.resolver).await
             };
             if inbound == 0 && outbound_is_done {
                 tracing::info!("drained");
@@ -102,13 +105,11 @@ impl Drain<'_> {
 }
 
 /// Whether no address of the app accepts a connection any more.
-async fn is_gone(config: &Config) -> bool {
+async fn is_gone(config: &Config, resolver: &Arc<Resolver>) -> bool {
     for inbound in &config.inbound {
         let connects = async {
-            match &inbound.app {
-                Address::Socket(address) => TcpStream::connect(address).await,
-                Address::Name(host, port) => TcpStream::connect((host.as_str(), *port)).await,
-            }
+            let addresses = resolver.addresses(&inbound.app).await.map_err(std::io::Error::other)?;
+            TcpStream::connect(&*addresses).await
         };
         // An app that does not answer in time is busy, not gone.
         match timeout(config.limits.connect, connects).await {

@@ -23,11 +23,12 @@ use http::{HeaderValue, Response, Version};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{self, timeout_at};
 
+use crate::admission::Waits;
 use crate::buffer::Buffer;
 use crate::exchange::{report, settle};
 use crate::fault::{Fault, Hop};
 use crate::guard::HeadLimits;
-use crate::http1::body;
+use crate::http1::body::{self, Step};
 use crate::http1::request::{self, Plain, Read};
 use crate::http1::response::Asked;
 use crate::live::body::Body as AnswerBody;
@@ -35,12 +36,13 @@ use crate::live::{Connection, Cut, Ticket, Wire};
 use crate::pool::{Pool, Turn, Way};
 use crate::trace::Trace;
 use crate::upstream::{Attempts, Need, Upstream, Why};
+pub(crate) use exchange::AT_ONCE;
 use exchange::{Caller, End, Exchange, Up};
 
 /// Where the requests of a connection go, and who says so.
 pub(crate) trait Route {
-    /// Lets a request pass; `false` leaves it to the general path.
-    fn admit(&self, ticket: &mut Ticket) -> bool;
+    /// Lets a request pass, perhaps once it was its turn, or refuses it; `None` leaves it to the general path.
+    fn admit(&self, ticket: &mut Ticket) -> Option<Result<Option<Box<Waits>>, Fault>>;
 
     /// What the next hop is told of the caller.
     fn client_cert(&self) -> Option<&HeaderValue>;
@@ -178,27 +180,40 @@ async fn answer<T: Wire>(
     let repeatable = upstream.may_repeat(&method);
     let bodiless = body::Body::from(body).has_ended();
     let mut ticket = Ticket::open(connection, method, target, bodiless);
-    if !route.admit(&mut ticket) {
+    let Some(admitted) = route.admit(&mut ticket) else {
         ticket.withdraw();
         return Next::Leave;
-    }
+    };
+    ticket.find_route();
     let head = || caller.input.bytes().get(..len).unwrap_or_default();
     let size = || (memchr::memchr_iter(b'\n', head()).count().saturating_sub(2), len);
     ticket.observe(Version::HTTP_11, || Trace::in_head(head()), size);
     if let Some(span) = &ticket.span {
         span.announce_in(&mut out);
     }
-    ticket.goes_to(upstream);
+    caller.input.consume(len);
+    let waits = matches!(admitted, Ok(Some(_)));
+    let missed = missed_turn(admitted, connection, &ticket, caller).await;
     let close = close || connection.is_ending();
+    let tell = Tell { is_head, close, as_grpc };
+    if let Some(missed) = missed {
+        return match missed.fault(route, &ticket) {
+            Some(fault) => {
+                let uploaded = discard(caller, &mut body::Body::from(body));
+                tell.of(caller, ticket, &fault, uploaded).await
+            }
+            None => Next::Gone,
+        };
+    }
+    ticket.goes_to(upstream);
     let limits = head_limits(connection);
     let mut asked = Asked { is_head, from_app: upstream.hop() == Hop::App, close, limits };
-    let tell = Tell { is_head, close, as_grpc };
-    caller.input.consume(len);
     upstream.begins();
     let mut up = Up::new(out, body, repeatable, upstream.keeps());
     let mut attempts = Attempts::default();
-    let (mut began, mut next) =
-        (ticket.flight.started(), upstream.ready(worker, &attempts, Need::Any).map_err(Wait::First));
+    // How long it waited for its turn is not the fault of an endpoint.
+    let started = if waits { Instant::now() } else { ticket.flight.started() };
+    let (mut began, mut next) = (started, upstream.ready(worker, &attempts, Need::Any).map_err(Wait::First));
     loop {
         let (turn, way) = match next {
             Ok(ready) => ready,
@@ -207,7 +222,10 @@ async fn answer<T: Wire>(
                 match awaited(way, connection, &ticket, caller, up.body.has_ended()).await {
                     Ok(way) => way,
                     Err(missed) => match missed.fault(route, &ticket) {
-                        Some(fault) => return tell.of(caller, ticket, &fault, up.body.has_ended()).await,
+                        Some(fault) => {
+                            let fault = attempts.in_all(fault, route.hop());
+                            return tell.of(caller, ticket, &fault, up.body.has_ended()).await;
+                        }
                         None => return Next::Gone,
                     },
                 }
@@ -241,7 +259,7 @@ async fn answer<T: Wire>(
                 cut.fault(upstream.hop(), || route.denied_since(&ticket))
             }
             End::Refused(refused) => Fault::Refused(refused),
-            End::Broke(error) if ended.unsent => pool.explain_unsent(&error),
+            End::Broke(error) if ended.unsent => attempts.in_all(pool.explain_unsent(&error), route.hop()),
             End::Broke(error) => pool.explain(&error),
             // It goes again, so it does not come here.
             End::Rejected(_) => return Next::Gone,
@@ -291,23 +309,50 @@ impl Missed {
     }
 }
 
-/// Waits for something that a request can go over, as long as there is somebody who wants it.
-async fn awaited<T: Wire>(
-    way: impl Future<Output = Result<(Turn, Way), Fault>>,
+/// Why a request does not go on; it waits for its turn if it has to.
+async fn missed_turn<T: Wire>(
+    admitted: Result<Option<Box<Waits>>, Fault>,
+    connection: &Connection,
+    ticket: &Ticket,
+    caller: &mut Caller<T>,
+) -> Option<Missed> {
+    match admitted {
+        Ok(None) => None,
+        // It may be long, so whoever has a body to send is looked at as well.
+        Ok(Some(waits)) => Box::pin(awaited(waits.turn(ticket), connection, ticket, caller, true)).await.err(),
+        Err(fault) => Some(Missed::Fault(fault)),
+    }
+}
+
+/// Takes the body of a request that goes nowhere off the connection, as far as it is there; whether that was all of it.
+fn discard<T: Wire>(caller: &mut Caller<T>, body: &mut body::Body) -> bool {
+    let mut trailers = Buffer::default();
+    while !body.has_ended() {
+        match body.step(caller.input.bytes(), &mut trailers) {
+            Ok(Step::Pass { len, .. } | Step::Wrap(len) | Step::Taken(len)) => caller.input.consume(len),
+            Ok(Step::More) | Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// Waits for something that a request needs, as long as there is somebody who wants it.
+async fn awaited<T: Wire, N>(
+    needed: impl Future<Output = Result<N, Fault>>,
     connection: &Connection,
     ticket: &Ticket,
     caller: &mut Caller<T>,
     uploaded: bool,
-) -> Result<(Turn, Way), Missed> {
+) -> Result<N, Missed> {
     // On the heap: it is seldom needed, and would be large for who waits.
-    let way = Box::pin(way);
-    let mut way = pin!(connection.unless_closed(ticket.unless_cut(way)));
-    let got = poll_fn(|cx| match way.as_mut().poll(cx) {
+    let needed = Box::pin(needed);
+    let mut needed = pin!(connection.unless_closed(ticket.unless_cut(needed)));
+    let got = poll_fn(|cx| match needed.as_mut().poll(cx) {
         Poll::Pending if uploaded => caller.poll_gone(cx).map(|_| None),
         polled => polled,
     });
     match got.await {
-        Some(Ok(Ok(way))) => Ok(way),
+        Some(Ok(Ok(got))) => Ok(got),
         Some(Ok(Err(fault))) => Err(Missed::Fault(fault)),
         Some(Err(cut)) => Err(Missed::Cut(cut)),
         None => Err(Missed::Gone),

@@ -5,14 +5,16 @@
 //! 502 that it was sent and broke; 504 that it was sent and not answered in time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use countersign_identity::Refusal;
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
 
 use crate::guard::Refused;
 use crate::live::body::Body;
+use crate::load::TooSoon;
 
 /// Whose fault it is: the value of `x-countersign-fault`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +58,15 @@ pub(crate) enum Fault {
     /// As many requests are under way as may be, in all or of this peer.
     #[error("too many requests are under way")]
     Full,
+    /// More came in a time than may, of this peer or in all.
+    #[error("too many came in too short a time from {}; one more may in {:?}", .0.whose(), .0.after)]
+    TooSoon(TooSoon),
+    /// As many are at the next hop as may be, and as many wait as may.
+    #[error("too many are waiting for their turn")]
+    QueueFull,
+    /// Its turn did not come in time.
+    #[error("it waited too long for its turn")]
+    QueueTime,
     /// No SVID was received yet, with the reason.
     #[error("this sidecar has no identity yet: {0}")]
     NoIdentity(String),
@@ -104,6 +115,9 @@ pub(crate) enum Fault {
     /// Nothing moved for too long.
     #[error("no byte either way for too long")]
     Idle(Hop),
+    /// The request took too long.
+    #[error("the request took longer than it may in total")]
+    Total(Hop),
     /// The process ends.
     #[error("this sidecar stops")]
     Stopping,
@@ -155,12 +169,18 @@ impl Fault {
         const BROKE: StatusCode = StatusCode::BAD_GATEWAY;
         const UNSENT: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
         const LATE: StatusCode = StatusCode::GATEWAY_TIMEOUT;
+        const TOO_MANY: StatusCode = StatusCode::TOO_MANY_REQUESTS;
         let (blame, status, grpc, reason, told) = match self {
             Self::Refused(refused) => (Client, BAD, INTERNAL, refused.reason(), "the request was refused"),
             Self::BrokeOff(_) => (Client, BAD, CANCELLED, "broke_off", "the request body broke off"),
             Self::Denied(_) => (Policy, FORBIDDEN, PERMISSION_DENIED, "denied", "denied by policy"),
             Self::NoPolicy => (Policy, UNSENT, UNAVAILABLE, "no_policy", "the sidecar has no policy yet"),
             Self::Full => (Local, UNSENT, UNAVAILABLE, "requests", "too many requests are under way"),
+            Self::TooSoon(soon) => {
+                (Client, TOO_MANY, RESOURCE_EXHAUSTED, soon.reason(), "too many requests in too short a time")
+            }
+            Self::QueueFull => (Local, UNSENT, UNAVAILABLE, "queue", "too many requests are waiting"),
+            Self::QueueTime => (Local, UNSENT, UNAVAILABLE, "queue_time", "the request waited too long for its turn"),
             Self::NoIdentity(_) => (Identity, UNSENT, UNAVAILABLE, "no_identity", "the sidecar has no identity yet"),
             Self::UnusableIdentity(_) => {
                 (Identity, UNSENT, UNAVAILABLE, "unusable_identity", "the sidecar's identity cannot be used")
@@ -187,9 +207,25 @@ impl Fault {
             }
             Self::FirstByte(hop) => (hop.blame(), LATE, DEADLINE_EXCEEDED, "first_byte", "no response in time"),
             Self::Idle(hop) => (hop.blame(), LATE, DEADLINE_EXCEEDED, "idle", "nothing moved for too long"),
+            Self::Total(hop) => (hop.blame(), LATE, DEADLINE_EXCEEDED, "total", "the request took too long"),
             Self::Stopping => (Local, UNSENT, UNAVAILABLE, "stopping", "the sidecar stops"),
         };
         Facts { blame, status, grpc, reason, told }
+    }
+
+    /// After how much time it is worth to ask again, where that is known.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::TooSoon(soon) => Some(soon.after),
+            Self::Full | Self::QueueFull | Self::QueueTime => Some(SOON),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing of the request was sent on.
+    pub(crate) fn is_unsent(&self) -> bool {
+        // Of a request under way it is said too that its peer is not trusted any more.
+        self.facts().status == StatusCode::SERVICE_UNAVAILABLE && !matches!(self, Self::Untrusted)
     }
 
     /// Whether another endpoint may do better.
@@ -222,11 +258,16 @@ impl Fault {
         let mut response = if as_grpc { grpc(facts.grpc, &text) } else { plain(facts.status, text) };
         let headers = response.headers_mut();
         headers.insert(FAULT, HeaderValue::from_static(facts.blame.as_str()));
-        if facts.status == StatusCode::SERVICE_UNAVAILABLE {
+        if self.is_unsent() {
             headers.insert(RETRY, HeaderValue::from_static("safe"));
         }
         if let Some(decision) = decision {
             headers.insert(DECISION, decision);
+        }
+        match self.retry_after() {
+            Some(after) if as_grpc => drop(headers.insert(PUSHBACK, rounded_up(after, 1))),
+            Some(after) => drop(headers.insert(RETRY_AFTER, rounded_up(after, 1000))),
+            None => {}
         }
         // Who wrote it may see the end of its body elsewhere. Over HTTP/2 it is not said.
         if close {
@@ -284,6 +325,12 @@ fn percent_encode(text: &str) -> String {
     encoded
 }
 
+/// A time in so many milliseconds each, at least one: who comes at that time must not be early.
+fn rounded_up(time: Duration, millis: u128) -> HeaderValue {
+    let number = time.as_nanos().div_ceil(millis * 1_000_000).max(1);
+    HeaderValue::from(u64::try_from(number).unwrap_or(u64::MAX))
+}
+
 /// Says whose fault an answer of the sidecar is.
 pub(crate) const FAULT: HeaderName = HeaderName::from_static("x-countersign-fault");
 
@@ -293,10 +340,17 @@ pub(crate) const RETRY: HeaderName = HeaderName::from_static("x-countersign-retr
 /// The ID under which a denial is explained to those who may know.
 pub(crate) const DECISION: HeaderName = HeaderName::from_static("x-countersign-decision");
 
+/// When a gRPC client may try again, in milliseconds (gRFC A6).
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// Nobody knows when there is room. It is not at once.
+const SOON: Duration = Duration::from_secs(1);
+
 // gRPC status codes.
 const CANCELLED: u8 = 1;
 const DEADLINE_EXCEEDED: u8 = 4;
 const PERMISSION_DENIED: u8 = 7;
+const RESOURCE_EXHAUSTED: u8 = 8;
 const INTERNAL: u8 = 13;
 const UNAVAILABLE: u8 = 14;
 
@@ -326,6 +380,37 @@ mod tests {
         }
         assert_eq!(Fault::FirstByte(Hop::Mesh).answer(true).headers()["grpc-status"], "4");
         assert_eq!(Fault::Stopping.answer(grpc("application/grpc-web")).status(), 503);
+    }
+
+    #[test]
+    fn who_came_too_soon_is_told_when_it_may_come_and_that_is_never_early() {
+        let answer = |micros, as_grpc| {
+            let after = Duration::from_micros(micros);
+            Fault::TooSoon(TooSoon { after, of_each: true }).answer(as_grpc)
+        };
+        for (micros, seconds, millis) in
+            [(0, "1", "1"), (1, "1", "1"), (999_999, "1", "1000"), (1_000_001, "2", "1001")]
+        {
+            let plain = answer(micros, false);
+            assert_eq!(
+                (plain.status().as_u16(), &plain.headers()["x-countersign-fault"]),
+                (429, &"client".parse().unwrap())
+            );
+            assert_eq!(plain.headers()["retry-after"], seconds);
+            let grpc = answer(micros, true);
+            assert_eq!((grpc.status().as_u16(), &grpc.headers()["grpc-status"]), (200, &"8".parse().unwrap()));
+            assert_eq!(grpc.headers()["grpc-retry-pushback-ms"], millis);
+            assert!(!grpc.headers().contains_key("retry-after"));
+        }
+    }
+
+    #[test]
+    fn where_there_is_no_room_nobody_is_asked_to_come_at_once() {
+        for fault in [Fault::Full, Fault::QueueFull, Fault::QueueTime] {
+            let response = fault.answer(false);
+            assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+        }
+        assert!(!Fault::Stopping.answer(false).headers().contains_key("retry-after"));
     }
 
     #[test]

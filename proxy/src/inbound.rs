@@ -20,10 +20,12 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::Accepted;
+use crate::admission::{self, Waits};
 use crate::buffer::ReadAhead;
 use crate::config::{self, Address, Limits, Protocol};
 use crate::decisions::{Decisions, Denial};
 use crate::dial::{dial_app, facts};
+use crate::discovery::Resolver;
 use crate::exchange::{self, Failed};
 use crate::fast;
 use crate::fault::{Fault, Hop};
@@ -32,7 +34,7 @@ use crate::introduced;
 use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
-use crate::load::{Place, Share};
+use crate::load::Place;
 use crate::serve::{Answers, Call, serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
 use crate::spans::Spans;
@@ -60,6 +62,7 @@ pub(crate) struct Inbound {
 /// What listeners work with.
 pub(crate) struct Shared {
     pub(crate) identity: IdentityWatch,
+    pub(crate) resolver: Arc<Resolver>,
     pub(crate) enforced: EnforcedWatch,
     pub(crate) decisions: Arc<Decisions>,
     pub(crate) connections: Arc<Connections>,
@@ -75,8 +78,7 @@ struct Caller {
     inbound: Arc<Inbound>,
     entry: Entry,
     peer: Peer,
-    /// What is under way of the peer, and the place of this connection in it.
-    share: Arc<Share>,
+    /// Its place among the connections of the peer.
     _place: Place,
     /// What the app is told of the peer.
     client_cert: Option<HeaderValue>,
@@ -216,12 +218,12 @@ impl Inbound {
         let kind = if self.protocol == Protocol::Tcp { Kind::Tcp } else { Kind::Http };
         let mut connection =
             Connection::new(Arc::clone(&self.listener), kind, Some(peer.clone()), remote, Some(tls), traffic);
-        connection.share = Some(Arc::clone(&share));
+        connection.share = Some(share);
         let entry = self.connections.enter(connection);
         self.still_trusted(&peer, &made.identity, remote)?;
         let client_cert = client_cert(&made.identity, &peer);
         let inbound = Arc::clone(self);
-        Some((Box::new(stream), Caller { inbound, entry, peer, share, _place: place, client_cert, seat }))
+        Some((Box::new(stream), Caller { inbound, entry, peer, _place: place, client_cert, seat }))
     }
 
     /// The trust may have changed during the handshake, when the reviewer did not know of this connection.
@@ -283,6 +285,9 @@ impl Answers for Caller {
         if let Err(fault) = self.admit(&call, &mut ticket) {
             return exchange::settle(ticket, &fault, as_grpc);
         }
+        if let Err(failed) = admission::admit(&ticket).await {
+            return self.failed(ticket, failed, as_grpc);
+        }
         let to = (&*self.inbound.upstream, self.seat.worker());
         let prepare = |headers: &mut HeaderMap| {
             if let Some(client_cert) = &self.client_cert {
@@ -293,28 +298,21 @@ impl Answers for Caller {
         let forwarded = exchange::forward(call, ticket, to, prepare, clean).await;
         match forwarded {
             Ok(response) => response,
-            Err((ticket, Failed::Fault(fault))) => exchange::settle(ticket, &fault, as_grpc),
-            Err((ticket, Failed::Cut(cut))) => {
-                let fault = cut.fault(Hop::App, || self.denied_since(&ticket));
-                exchange::settle(ticket, &fault, as_grpc)
-            }
+            Err((ticket, failed)) => self.failed(ticket, failed, as_grpc),
         }
     }
 }
 
 impl Caller {
-    /// The guard, then the policy, then whether there is room.
+    /// The guard, then the policy.
     fn admit(&self, call: &Call, ticket: &mut Ticket) -> Result<(), Fault> {
-        let Listener { limits, load, .. } = &*self.inbound.listener;
         call.check(&self.inbound.listener).map_err(Fault::Refused)?;
+        ticket.find_route();
         if self.has_expired() {
             return Err(Fault::Untrusted);
         }
         let action = Action::Http { method: call.parts.method.as_str(), path: call.parts.uri.path() };
         ticket.outcome = Some(self.inbound.authorize(&self.peer, action)?);
-        let of_peer = self.share.requests.enter(Limits::share(limits.requests)).ok_or(Fault::Full)?;
-        let of_all = load.requests.enter(limits.requests).ok_or(Fault::Full)?;
-        ticket.hold([of_peer, of_all]);
         Ok(())
     }
 
@@ -322,6 +320,15 @@ impl Caller {
     /// HTTP/2 until the other end answers a PING (RFC 9113, section 6.8).
     fn has_expired(&self) -> bool {
         self.entry.connection.is_ending() && UnixTime::now() > self.peer.not_after()
+    }
+
+    /// Answers a request that went wrong.
+    fn failed(&self, ticket: Ticket, failed: Failed, as_grpc: bool) -> Response<Body> {
+        let fault = match failed {
+            Failed::Fault(fault) => fault,
+            Failed::Cut(cut) => cut.fault(Hop::App, || self.denied_since(&ticket)),
+        };
+        exchange::settle(ticket, &fault, as_grpc)
     }
 
     /// The fault of a request that was let pass, and that the policy denies now.
@@ -339,7 +346,8 @@ impl Caller {
         let connection = &self.entry.connection;
         let carried = async {
             self.inbound.authorize(&self.peer, Action::Tcp)?;
-            let (mut app, ..) = dial_app(&self.inbound.app, &self.inbound.listener.limits).await?;
+            let _served = admission::admit_raw(connection).await?;
+            let (mut app, ..) = dial_app(&self.inbound.app, &self.inbound.listener).await?;
             if self.inbound.send_proxy_protocol {
                 // Without it the app would take for it what the peer sends.
                 let header = destination
@@ -366,18 +374,12 @@ impl Caller {
 }
 
 impl fast::Route for Caller {
-    fn admit(&self, ticket: &mut Ticket) -> bool {
-        let Listener { limits, load, .. } = &*self.inbound.listener;
-        let Some(enforced) = self.inbound.enforced().filter(|_| !self.has_expired()) else { return false };
-        // Room first, for what passes the policy is counted.
-        let of_peer = self.share.requests.enter(Limits::share(limits.requests));
-        let of_all = load.requests.enter(limits.requests);
-        let (Some(of_peer), Some(of_all)) = (of_peer, of_all) else { return false };
+    fn admit(&self, ticket: &mut Ticket) -> Option<Result<Option<Box<Waits>>, Fault>> {
+        let enforced = self.inbound.enforced().filter(|_| !self.has_expired())?;
         let action = Action::Http { method: ticket.flight.method.as_str(), path: ticket.flight.path() };
-        let Some(outcome) = enforced.passes(self.peer.id(), action) else { return false };
-        ticket.outcome = Some(outcome);
-        ticket.hold([of_peer, of_all]);
-        true
+        // What passes is counted, and so it stays here from now on.
+        ticket.outcome = Some(enforced.passes(self.peer.id(), action)?);
+        Some(admission::enter(ticket))
     }
 
     fn client_cert(&self) -> Option<&HeaderValue> {

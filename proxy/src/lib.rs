@@ -11,6 +11,8 @@
 mod accept;
 mod access;
 mod admin;
+mod admission;
+mod alive;
 mod buffer;
 mod config;
 mod decisions;
@@ -35,6 +37,7 @@ mod outbound;
 mod pool;
 mod proxy;
 mod quota;
+mod routes;
 mod send;
 mod serve;
 mod source;
@@ -48,8 +51,8 @@ mod watched;
 mod websocket;
 
 pub use config::{
-    AcceptProxyProtocol, Address, AddressError, Ask, Balance, Check, Config, Ejection, Inbound, Limits, Outbound,
-    PolicyFrom, Protocol, Retry, Split, Takeover, Tracing,
+    AcceptProxyProtocol, Address, AddressError, Admission, Ask, Balance, Check, Concurrency, Config, Dns, Ejection,
+    Inbound, Limits, Of, Outbound, PolicyFrom, Protocol, Rate, Retry, Route, Split, Takeover, Times, Tracing,
 };
 pub use handover::Succession;
 pub use proxy::{App, IdentityFrom, ProxyError, Surroundings, run};

@@ -5,10 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use countersign_identity::{IdentityWatch, SpiffeId};
 
-use crate::config::{AcceptProxyProtocol, Inbound, Limits, Outbound};
+use crate::config::{AcceptProxyProtocol, Admission, Inbound, Limits, Outbound, Times};
+use crate::discovery::Resolver;
 use crate::guard::Paths;
-use crate::load::Load;
+use crate::live::Flight;
+use crate::load::{Load, Rates};
 use crate::quota::Quota;
+use crate::routes::Routes;
 use crate::spans::Spans;
 use crate::strangers::Strangers;
 use crate::telemetry::ListenerMetrics;
@@ -36,8 +39,18 @@ pub(crate) struct Listener {
     pub(crate) paths: Paths,
     /// From whom a PROXY header is taken.
     pub(crate) accept_proxy_protocol: Option<AcceptProxyProtocol>,
+    /// What finds the addresses of those that it dials.
+    pub(crate) resolver: Arc<Resolver>,
     /// Its limits.
     pub(crate) limits: Limits,
+    /// How often requests may come.
+    pub(crate) rates: Rates,
+    /// Whether requests take turns at the next hop.
+    pub(crate) in_turn: bool,
+    /// What is set for some of its requests.
+    pub(crate) routes: Routes,
+    /// Whether anything on it may rest for ever.
+    pub(crate) rests: bool,
     /// What it may serve at once is counted here; a changed listener has the counts of the one before.
     pub(crate) load: Arc<Load>,
     /// Its connections that have not proved yet who they are.
@@ -62,7 +75,7 @@ pub(crate) struct Listener {
 /// What a listener of either direction is made from.
 pub(crate) struct Common {
     pub(crate) identity: IdentityWatch,
-    pub(crate) limits: Limits,
+    pub(crate) resolver: Arc<Resolver>,
     pub(crate) load: Arc<Load>,
     pub(crate) access_log: bool,
     pub(crate) spans: Option<Arc<Spans>>,
@@ -81,12 +94,15 @@ impl Direction {
 impl Listener {
     pub(crate) fn inbound(config: &Inbound, common: Common) -> Arc<Self> {
         let accepts = config.accept_proxy_protocol.clone();
-        Self::new(&config.name, Direction::Inbound, None, config.paths, accepts, common)
+        let bounds = (config.limits, Routes::compile(&config.routes), &config.admission);
+        Self::new(&config.name, Direction::Inbound, None, config.paths, accepts, bounds, common)
     }
 
     pub(crate) fn outbound(config: &Outbound, common: Common) -> Arc<Self> {
         let accepts = config.accept_proxy_protocol.clone();
-        Self::new(&config.name, Direction::Outbound, Some(config.identity.clone()), config.paths, accepts, common)
+        let bounds = (config.limits, Routes::compile(&config.routes), &config.admission);
+        let expected = Some(config.identity.clone());
+        Self::new(&config.name, Direction::Outbound, expected, config.paths, accepts, bounds, common)
     }
 
     fn new(
@@ -95,14 +111,18 @@ impl Listener {
         expected: Option<SpiffeId>,
         paths: Paths,
         accept_proxy_protocol: Option<AcceptProxyProtocol>,
+        (limits, routes, admission): (Limits, Routes, &Admission),
         common: Common,
     ) -> Arc<Self> {
-        let Common { identity, limits, load, access_log, spans } = common;
+        let Common { identity, resolver, load, access_log, spans } = common;
         let observed = access_log || spans.is_some();
         let (name, strangers): (Arc<str>, _) = (name.into(), load.strangers(&limits));
         let metrics = ListenerMetrics::new(direction, &name, expected.as_ref());
         let [denials, handshakes, faults] = ["denials", "failed handshakes", "faults"].map(Quota::new);
         let finishing = AtomicBool::new(false);
+        // Those that the listener before has taken wait and are served by what holds now.
+        load.queue.limit(admission.concurrency);
+        let rests = limits.times.may_rest() || routes.any(|route| route.times.may_rest());
         Arc::new(Self {
             name,
             direction,
@@ -110,7 +130,12 @@ impl Listener {
             identity,
             paths,
             accept_proxy_protocol,
+            resolver,
             limits,
+            rates: Rates::new(&admission.rates),
+            in_turn: admission.concurrency.is_some(),
+            routes,
+            rests,
             load,
             strangers,
             access_log,
@@ -126,6 +151,11 @@ impl Listener {
 
     pub(crate) fn is_inbound(&self) -> bool {
         self.direction == Direction::Inbound
+    }
+
+    /// The limits of time of one of its requests.
+    pub(crate) fn times(&self, flight: &Flight) -> &Times {
+        self.routes.get(&flight.route).map_or(&self.limits.times, |route| &route.times)
     }
 
     /// From now on it takes no new request; see [`Connections::finish`](crate::live::Connections::finish).

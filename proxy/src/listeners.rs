@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use countersign_runtime::takeover::Inherited;
 use tokio::net::TcpListener;
@@ -14,9 +14,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::{Door, accept};
-use crate::config::{self, Config, Limits};
+use crate::config::{self, Config};
 use crate::dial::Dialer;
-use crate::discovery;
+use crate::discovery::follow;
 use crate::inbound::{Inbound, Shared};
 use crate::listener::{Common, Direction, Listener};
 use crate::load::Load;
@@ -32,21 +32,20 @@ pub(crate) struct Listeners {
     running: Vec<Running>,
     /// What the process before this one listened on, until it is used.
     inherited: Inherited,
-    /// By direction and name; kept while a connection of the listener lives.
-    loads: HashMap<(Direction, String), Weak<Load>>,
+    /// By direction and name; kept while there is a listener of that name, or a connection of one.
+    loads: HashMap<(Direction, String), Arc<Load>>,
 }
 
 /// What a listener is made from; it is made anew where any of it changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Plan {
     listener: Entry,
-    limits: Limits,
     access_log: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Entry {
-    Inbound(config::Inbound),
+    Inbound(Box<config::Inbound>),
     Outbound(Box<config::Outbound>),
 }
 
@@ -60,9 +59,9 @@ struct Running {
 
 impl Plan {
     fn of(config: &Config) -> Vec<Self> {
-        let inbound = config.inbound.iter().cloned().map(Entry::Inbound);
+        let inbound = config.inbound.iter().cloned().map(Box::new).map(Entry::Inbound);
         let outbound = config.outbound.iter().cloned().map(Box::new).map(Entry::Outbound);
-        let plan = |listener| Self { listener, limits: config.limits, access_log: config.access_log };
+        let plan = |listener| Self { listener, access_log: config.access_log };
         inbound.chain(outbound).map(plan).collect()
     }
 
@@ -101,7 +100,7 @@ impl Listeners {
     /// How many accepted connections there are in one direction, those too that handshake still.
     pub(crate) fn accepted(&self, direction: Direction) -> usize {
         let loads = self.loads.iter().filter(|((of, _), _)| *of == direction);
-        loads.filter_map(|(_, load)| load.upgrade()).map(|load| load.connections.now()).sum()
+        loads.map(|(_, load)| load.connections.now()).sum()
     }
 
     /// Makes the listeners those of `config`.
@@ -134,6 +133,8 @@ impl Listeners {
             let running = self.start(plan, socket);
             self.running.push(running);
         }
+        let loads = &mut self.loads;
+        loads.retain(|(_, name), load| Arc::strong_count(load) > 1 || wanted.iter().any(|plan| plan.name() == name));
         Ok(())
     }
 
@@ -176,14 +177,7 @@ impl Listeners {
 
     /// What is under way on the listener of this name and direction, if there was one before.
     fn load(&mut self, name: &str, direction: Direction) -> Arc<Load> {
-        let key = (direction, name.to_owned());
-        if let Some(load) = self.loads.get(&key).and_then(Weak::upgrade) {
-            return load;
-        }
-        self.loads.retain(|_, load| load.strong_count() > 0);
-        let load = Arc::new(Load::default());
-        self.loads.insert(key, Arc::downgrade(&load));
-        load
+        Arc::clone(self.loads.entry((direction, name.to_owned())).or_default())
     }
 
     fn start(&mut self, plan: Plan, socket: Arc<TcpListener>) -> Running {
@@ -192,9 +186,10 @@ impl Listeners {
             Entry::Outbound(_) => Direction::Outbound,
         };
         let load = self.load(plan.name(), direction);
-        let Shared { identity, connections, lifecycle, workers, spans, in_charge, .. } = &self.shared;
-        let (access_log, limits, spans) = (plan.access_log, plan.limits, spans.clone());
-        let common = Common { identity: identity.clone(), limits, load, access_log, spans };
+        let Shared { identity, resolver, connections, lifecycle, workers, spans, in_charge, .. } = &self.shared;
+        let (access_log, spans) = (plan.access_log, spans.clone());
+        let resolver = Arc::clone(resolver);
+        let common = Common { identity: identity.clone(), resolver: Arc::clone(&resolver), load, access_log, spans };
         let ended = CancellationToken::new();
         let at = socket.local_addr().unwrap_or_else(|_| plan.address());
         let door = |listener| Door {
@@ -216,9 +211,9 @@ impl Listeners {
                 let listener = Listener::outbound(config, common);
                 let upstream = |config: &config::Outbound| {
                     let dialer = Dialer::new(config.identity.clone(), identity.clone(), self.waiting.clone());
-                    let found = discovery::follow(config.to.clone(), lifecycle);
+                    let discovery = follow(config.to.clone(), Arc::clone(&resolver), lifecycle);
                     let (listener, count) = (Arc::clone(&listener), workers.count());
-                    Upstream::mesh(dialer, config, found, listener, connections, lifecycle, count)
+                    Upstream::mesh(dialer, config, discovery, listener, connections, lifecycle, count)
                 };
                 let part = |split: &config::Split| {
                     let (to, identity) = (split.to.clone(), split.identity.clone());

@@ -4,16 +4,21 @@
 //! under limits that may be others.
 
 mod allowance;
+pub(crate) mod queue;
+mod rate;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use countersign_identity::SpiffeId;
 
 use crate::config::Limits;
 use crate::strangers::Strangers;
-use allowance::Allowance;
+use allowance::{Allowance, Pace};
+use queue::Queue;
+use rate::Had;
+pub(crate) use rate::{Rates, TooSoon};
 
 /// What is under way on a listener.
 #[derive(Default)]
@@ -24,19 +29,26 @@ pub(crate) struct Load {
     pub(crate) requests: Arc<Count>,
     /// Spans that callers asked for.
     spans: Allowance,
-    peers: Mutex<HashMap<SpiffeId, Weak<Share>>>,
+    /// What all had of its rates.
+    pub(crate) had: Had,
+    /// Requests at the next hop, where their number is bounded.
+    pub(crate) queue: Arc<Queue>,
+    peers: Mutex<HashMap<SpiffeId, Arc<Share>>>,
     strangers: Mutex<Weak<Strangers>>,
 }
 
 /// What of it is one peer's.
-#[derive(Default)]
 pub(crate) struct Share {
+    /// Tells it from the others; never 0.
+    pub(crate) number: u64,
     /// Its connections.
     pub(crate) connections: Arc<Count>,
     /// Its requests.
     pub(crate) requests: Arc<Count>,
     /// Spans that it asked for.
     spans: Allowance,
+    /// What it had of the rates.
+    pub(crate) had: Had,
 }
 
 /// How many of something there are.
@@ -59,15 +71,23 @@ impl Load {
         new
     }
 
-    /// The share of `peer`.
+    /// The share of `peer`. Who has had of a rate is not forgotten with its last connection, or it would have all of it
+    /// again with the next.
     pub(crate) fn of(&self, peer: &SpiffeId) -> Arc<Share> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(share) = peers.get(peer).and_then(Weak::upgrade) {
-            return share;
+        if let Some(share) = peers.get(peer) {
+            return Arc::clone(share);
         }
-        peers.retain(|_, share| share.strong_count() > 0);
-        let share = Arc::new(Share::default());
-        peers.insert(peer.clone(), Arc::downgrade(&share));
+        let mut gone = 0;
+        peers.retain(|_, share| {
+            if Arc::strong_count(share) > 1 {
+                return true;
+            }
+            gone += 1;
+            gone <= MOST_GONE && !share.had.is_nothing()
+        });
+        let share = Arc::new(Share::new());
+        peers.insert(peer.clone(), Arc::clone(&share));
         share
     }
 
@@ -76,6 +96,19 @@ impl Load {
     /// on what its callers say.
     pub(crate) fn allows_span(&self, share: Option<&Share>) -> bool {
         share.is_none_or(|share| share.spans.take(SPANS_OF_PEER)) && self.spans.take(SPANS_OF_ALL)
+    }
+}
+
+impl Share {
+    fn new() -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        Self {
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            connections: Arc::default(),
+            requests: Arc::default(),
+            spans: Allowance::default(),
+            had: Had::default(),
+        }
     }
 }
 
@@ -99,13 +132,19 @@ impl Drop for Place {
     }
 }
 
-/// How many requests a second are recorded because their callers say so: of one peer, and of all on a listener.
-const SPANS_OF_PEER: u32 = 100;
-const SPANS_OF_ALL: u32 = 500;
+/// How many requests are recorded because their callers say so: of one peer, and of all on a listener.
+const SPANS_OF_PEER: Pace = Pace::per_second(100);
+const SPANS_OF_ALL: Pace = Pace::per_second(500);
+
+/// How many peers without a connection are remembered. The authority names peers, so that there are more is a mistake.
+const MOST_GONE: usize = 10_000;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::config::{Of, Rate};
 
     #[test]
     fn a_place_is_free_again_when_it_is_left_and_a_lower_limit_counts_who_is_there() {
@@ -137,5 +176,17 @@ mod tests {
         drop(share);
         load.of(&b);
         assert_eq!(load.peers.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_comes_again_has_had_what_it_had() {
+        let load = Load::default();
+        let [a, b] = ["spiffe://a.example/a", "spiffe://a.example/b"].map(|id| SpiffeId::new(id).unwrap());
+        let rate = Rate { number: 1, per: Duration::from_secs(3600), burst: 1, of: Of::Identity };
+        let rates = Rates::new(&[rate]);
+        rates.take(Some(&load.of(&a).had), &load.had).unwrap();
+        load.of(&b);
+        assert!(rates.take(Some(&load.of(&a).had), &load.had).is_err());
+        assert!(rates.take(Some(&load.of(&b).had), &load.had).is_ok());
     }
 }

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::accept::Accepted;
+use crate::admission::{self, Waits};
 use crate::config::Protocol;
 use crate::exchange::{self, Failed};
 use crate::fast;
@@ -109,6 +110,7 @@ impl Outbound {
     async fn carry(&self, entry: &Entry, app: Metered<TcpStream>, seat: &Seat) {
         let connection = &entry.connection;
         let carried = async {
+            let _served = admission::admit_raw(connection).await?;
             let (_turn, stream, next) = self.upstreams.next().raw(seat.worker()).await?;
             let copied = next.connection.unless_closed(tunnel::copy(app, stream)).await;
             copied.ok_or(Fault::Untrusted)
@@ -129,23 +131,34 @@ impl Answers for App {
         if let Err(refused) = call.check(&self.outbound.listener) {
             return exchange::settle(ticket, &Fault::Refused(refused), as_grpc);
         }
+        ticket.find_route();
+        if let Err(failed) = admission::admit(&ticket).await {
+            return self.failed(ticket, failed, as_grpc);
+        }
         // What the other sidecar says of a fault or a denial is for the app to know.
         let clean = guard::headers::remove_hop_by_hop;
         let to = (&**self.outbound.upstreams.next(), self.seat.worker());
         match exchange::forward(call, ticket, to, |_| {}, clean).await {
             Ok(response) => response,
-            Err((ticket, Failed::Fault(fault))) => exchange::settle(ticket, &fault, as_grpc),
-            Err((ticket, Failed::Cut(cut))) => {
-                let fault = cut.fault(Hop::Mesh, || Fault::Untrusted);
-                exchange::settle(ticket, &fault, as_grpc)
-            }
+            Err((ticket, failed)) => self.failed(ticket, failed, as_grpc),
         }
     }
 }
 
+impl App {
+    /// Answers a request that went wrong.
+    fn failed(&self, ticket: Ticket, failed: Failed, as_grpc: bool) -> Response<Body> {
+        let fault = match failed {
+            Failed::Fault(fault) => fault,
+            Failed::Cut(cut) => cut.fault(Hop::Mesh, || Fault::Untrusted),
+        };
+        exchange::settle(ticket, &fault, as_grpc)
+    }
+}
+
 impl fast::Route for App {
-    fn admit(&self, _ticket: &mut Ticket) -> bool {
-        true
+    fn admit(&self, ticket: &mut Ticket) -> Option<Result<Option<Box<Waits>>, Fault>> {
+        Some(admission::enter(ticket))
     }
 
     fn client_cert(&self) -> Option<&HeaderValue> {

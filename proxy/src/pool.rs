@@ -153,6 +153,11 @@ impl Pool {
         }
     }
 
+    /// The endpoint that it leads to.
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
     /// Counts a request, for as long as the turn is held.
     pub(crate) fn enter(self: &Arc<Self>) -> Turn {
         self.turns.fetch_add(1, Ordering::Relaxed);

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{Console, Needs, Ready};
 use crate::config::{Config, PolicyFrom};
 use crate::decisions::Decisions;
+use crate::discovery::Resolver;
 use crate::drain::Drain;
 use crate::handover::{Handover, Succession};
 use crate::inbound::Shared;
@@ -106,8 +107,10 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     let connections = Arc::new(Connections::default());
     let decisions = Arc::new(Decisions::new());
     let spans = current.tracing.as_ref().and_then(|tracing| Spans::start(tracing, identity.clone()));
+    let resolver = Resolver::start(current.dns.as_ref(), &lifecycle);
     let shared = Shared {
         identity: identity.clone(),
+        resolver: Arc::clone(&resolver),
         enforced: enforced.clone(),
         decisions: Arc::clone(&decisions),
         connections: Arc::clone(&connections),
@@ -200,6 +203,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         }
         reloaded("accepted");
         refused = false;
+        resolver.take_up(newest.dns.as_ref());
         if newest.policy != current.policy {
             following.cancel();
             following = follow_policy(&newest.policy);
@@ -229,6 +233,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         listeners: &mut listeners,
         connections: &connections,
         config: &current,
+        resolver: &resolver,
         lifecycle: &lifecycle,
         spans: spans.as_deref(),
         app: app.as_ref().map(|app| &app.has_ended),

@@ -9,15 +9,16 @@ mod received;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 
+use crate::fast::AT_ONCE;
 use crate::fault::Fault;
 use crate::guard::HeadLimits;
 use crate::http1::response::Asked;
 use crate::live::Flight;
-use crate::live::body::RequestBody;
+use crate::live::body::{RequestBody, Spare};
 use crate::pool::{Pool, Turn, Way};
 use crate::serve::Interim;
 use crate::upstream::{Attempts, Need, Upstream, Verdict, Why};
@@ -39,6 +40,11 @@ struct Asking<'a> {
     held: Held,
     /// Whether the request may be done twice.
     repeatable: bool,
+    /// When this attempt began, and what became of the request's body since.
+    began: Instant,
+    flight: &'a Flight,
+    /// Whether it has an end, good or bad.
+    heard: bool,
     /// Takes interim responses back to the caller.
     interim: &'a Interim,
 }
@@ -77,7 +83,9 @@ pub(crate) async fn send(
         turn.pool().note(flight, &way);
         let pool = Arc::clone(turn.pool());
         let held = Arc::new(turn);
-        let mut asking = Asking { upstream, attempts: &mut attempts, held, repeatable, interim };
+        let began = Instant::now();
+        let heard = false;
+        let mut asking = Asking { upstream, attempts: &mut attempts, held, repeatable, began, flight, heard, interim };
         let sent = match way {
             Way::Link(link) => over_link::send(&mut asking, link, request).await,
             Way::Stream(stream) => over_stream::send(&mut asking, stream, request).await,
@@ -89,10 +97,15 @@ pub(crate) async fn send(
                 tracing::debug!(listener = %pool.listener().name, %error, "a request goes again");
                 again
             }
-            Err(Unanswered { error, unsent: true, .. }) => return Err(pool.explain_unsent(&error)),
+            Err(Unanswered { error, unsent: true, .. }) => {
+                drop(asking);
+                return Err(attempts.in_all(pool.explain_unsent(&error), pool.hop()));
+            }
             Err(Unanswered { error, .. }) => return Err(pool.explain(&error)),
         };
-        (turn, way) = Box::pin(upstream.again(worker, &mut attempts, need, &pool, why)).await?;
+        drop(asking);
+        let again = Box::pin(upstream.again(worker, &mut attempts, need, &pool, why)).await;
+        (turn, way) = again.map_err(|fault| attempts.in_all(fault, pool.hop()))?;
     }
 }
 
@@ -101,32 +114,53 @@ impl Asking<'_> {
         self.held.pool()
     }
 
-    /// Whether a request is to go again that broke before its response; `stale` if its connection was dead before, so that
-    /// the next hop cannot have done it or it may be done twice.
-    fn broke(&mut self, stale: bool, again: impl FnOnce() -> Option<RequestBody>) -> Option<(RequestBody, Why)> {
-        let why = if stale { Why::Stale } else { Why::Broke };
-        if !stale {
-            self.held.endpoint().broke();
+    /// Whether a request is to go again that broke before its response, and with which body. `unsent` if the next hop cannot
+    /// have done it; `used` if the connection had waited for a request before.
+    fn broke(&mut self, unsent: bool, used: bool, spare: &Spare) -> Option<(RequestBody, Why)> {
+        self.attempts.sent(!unsent);
+        self.heard = true;
+        // Then it is the caller who broke it, and not the next hop.
+        if spare.is_spoilt() {
+            return None;
         }
-        if stale || self.repeatable { self.goes_again(why, again) } else { None }
+        let stale = unsent || (used && self.repeatable && self.began.elapsed() < AT_ONCE);
+        if !stale {
+            self.held.endpoint().broke(self.waited());
+        }
+        let why = if stale { Why::Stale } else { Why::Broke };
+        if stale || self.repeatable { self.goes_again(why, spare) } else { None }
+    }
+
+    fn waited(&self) -> Option<Duration> {
+        self.flight.waited(self.began)
     }
 
     /// Notes how a request was answered. `Some` if it is to go again all the same.
-    fn answered(
-        &mut self,
-        verdict: &Verdict,
-        took: Duration,
-        again: impl FnOnce() -> Option<RequestBody>,
-    ) -> Option<(RequestBody, Why)> {
-        self.held.endpoint().answered(verdict, took);
-        let why = self.upstream.rejects(verdict, self.repeatable)?;
-        self.goes_again(why, again)
+    fn answered(&mut self, verdict: &Verdict, spare: &Spare) -> Option<(RequestBody, Why)> {
+        self.heard = true;
+        self.held.endpoint().answered(verdict, self.waited());
+        self.attempts.sent(!verdict.undone);
+        let why = self.upstream.rejects(verdict, self.repeatable);
+        let again = why.and_then(|why| self.goes_again(why, spare));
+        if again.is_none() {
+            spare.let_go();
+        }
+        again
     }
 
-    /// The body is asked for first: what cannot go again takes nothing from the budget.
-    fn goes_again(&mut self, why: Why, again: impl FnOnce() -> Option<RequestBody>) -> Option<(RequestBody, Why)> {
-        let body = again()?;
-        self.upstream.allows(self.attempts, self.held.endpoint(), why).then_some((body, why))
+    /// The body is begun anew only when it is sure that it goes again: who reads it now gets no more of it then.
+    fn goes_again(&mut self, why: Why, spare: &Spare) -> Option<(RequestBody, Why)> {
+        let goes = spare.is_whole() && self.upstream.allows(self.attempts, self.held.endpoint(), why);
+        if goes { spare.again().map(|body| (body, why)) } else { None }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        // Nobody waits for the answer any more.
+        if !self.heard {
+            self.held.endpoint().gave_up(self.waited());
+        }
     }
 }
 

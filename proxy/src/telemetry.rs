@@ -6,6 +6,7 @@ mod requests;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use countersign_identity::SpiffeId;
 use metrics::{Counter, Gauge, SharedString, Unit};
@@ -244,6 +245,19 @@ impl ListenerMetrics {
         .increment(1);
     }
 
+    /// How many requests wait for their turn.
+    pub(crate) fn queued(&self) -> Gauge {
+        metrics::gauge!("countersign_requests_queued", "direction" => self.direction,
+            "listener" => self.listener.clone())
+    }
+
+    /// Notes for how long a request waited for its turn, and what came of it.
+    pub(crate) fn has_queued(&self, result: &'static str, took: Duration) {
+        metrics::histogram!("countersign_request_queue_duration_seconds", "direction" => self.direction,
+            "listener" => self.listener.clone(), "result" => result)
+        .record(took);
+    }
+
     /// Counts a request that the guard refused.
     pub(crate) fn guarded(&self, reason: &'static str) {
         metrics::counter!("countersign_guard_refusals_total", "direction" => self.direction,
@@ -303,6 +317,12 @@ pub(crate) fn describe() {
         "countersign_http2_events_total",
         "Streams that were reset and connections that were ended (GOAWAY), by which end."
     );
+    describe_gauge!("countersign_requests_queued", "Requests that wait for their turn.");
+    describe_histogram!(
+        "countersign_request_queue_duration_seconds",
+        Unit::Seconds,
+        "How long requests waited for their turn, by what came of it."
+    );
     describe_gauge!("countersign_connections_open", "Accepted connections that are open.");
     describe_gauge!("countersign_upstream_connections_open", "Connections to the app or to other workloads.");
     describe_counter!("countersign_connections_ended_total", "Connections that the sidecar ended, by reason.");
@@ -319,6 +339,12 @@ pub(crate) fn describe() {
     describe_counter!("countersign_requests_retried_total", "Requests that were sent once more, by reason.");
     describe_counter!("countersign_retries_over_budget_total", "Requests not sent once more, as too many were.");
     describe_counter!("countersign_bytes_total", Unit::Bytes, "Bytes received and sent on connections.");
+    describe_counter!("countersign_dns_lookups_total", "Look-ups of names, by result.");
+    describe_histogram!(
+        "countersign_dns_lookup_duration_seconds",
+        Unit::Seconds,
+        "How long look-ups of names took, with every query that they needed."
+    );
     describe_counter!(
         "countersign_spans_total",
         "Spans: exported, failed to be, dropped for want of room, or not made, as callers asked for more than they may."
@@ -343,7 +369,7 @@ const PEERS: usize = 100;
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use http::Method;
 

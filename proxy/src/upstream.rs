@@ -30,7 +30,7 @@ use tower::retry::budget::{Budget, TpsBudget};
 
 use crate::config::{Address, Balance, Ejection, Outbound, Protocol, Retry};
 use crate::dial::{Dialer, TlsStream};
-use crate::discovery::Found;
+use crate::discovery::Discovery;
 use crate::fault::{Fault, Hop};
 use crate::listener::Listener;
 use crate::live::{Connections, Entry};
@@ -97,6 +97,8 @@ pub(crate) enum Need {
 /// What pools are made from.
 struct Parts {
     dialer: Option<Arc<Dialer>>,
+    /// What finds the endpoints, where they are not one for all time.
+    discovery: Option<Discovery>,
     protocol: Protocol,
     connections: Arc<Connections>,
     lifecycle: Lifecycle,
@@ -124,6 +126,7 @@ impl Upstream {
         let rules = Rules { balance: Balance::RoundRobin, ejection: Ejection::default(), retry: Retry::default() };
         let parts = Parts {
             dialer: None,
+            discovery: None,
             protocol,
             connections: Arc::clone(connections),
             lifecycle: lifecycle.clone(),
@@ -137,11 +140,11 @@ impl Upstream {
         Arc::new(upstream)
     }
 
-    /// Another workload, whose endpoints `found` follows.
+    /// Another workload, whose endpoints `discovery` follows.
     pub(crate) fn mesh(
         dialer: Dialer,
         config: &Outbound,
-        found: watch::Receiver<Option<Arc<Found>>>,
+        discovery: Discovery,
         listener: Arc<Listener>,
         connections: &Arc<Connections>,
         lifecycle: &Lifecycle,
@@ -149,7 +152,8 @@ impl Upstream {
     ) -> Arc<Self> {
         let (dialer, protocol) = (Some(Arc::new(dialer)), config.protocol);
         let (connections, lifecycle) = (Arc::clone(connections), lifecycle.clone());
-        let parts = Parts { dialer, protocol, connections, lifecycle, workers };
+        let found = discovery.watch();
+        let parts = Parts { dialer, discovery: Some(discovery), protocol, connections, lifecycle, workers };
         let address = config.to.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let rules = Rules { balance: config.balance, ejection: config.ejection, retry: config.retry.clone() };
         let called = (listener.expected.as_ref() != Some(&config.identity)).then(|| {
@@ -251,11 +255,11 @@ impl Upstream {
             let way = match need {
                 Need::Any => pool.way().await,
                 Need::Link => pool.link().await,
-                Need::Own => pool.new_link().await.map(Way::Link),
+                Need::Own => pool.own_link().await.map(Way::Link),
             };
             (turn, way)
         };
-        self.race(worker, attempts, picked, open).await
+        self.race(worker, attempts, need, picked, open).await
     }
 
     /// As [`Upstream::way`], for a request that goes again: where a connection of `pool` was dead, over another one of it.
@@ -276,10 +280,12 @@ impl Upstream {
             match way {
                 Ok(way) => return Ok((turn, way)),
                 Err(fault) if !fault.is_of_endpoint() => return Err(fault),
+                // It is spoken to in HTTP/2 then.
+                Err(Fault::OtherProtocol { .. }) if need == Need::Any => {}
                 Err(fault) => {
-                    turn.unreached(&fault);
+                    pool.unreached(&fault);
                     attempts.try_at(turn.endpoint());
-                    if !self.has_other(attempts) {
+                    if !self.has_other(attempts) || !self.budget.withdraw() {
                         return Err(fault);
                     }
                 }
@@ -296,7 +302,7 @@ impl Upstream {
             let raw = turn.pool().open_raw().await;
             (turn, raw)
         };
-        let (turn, (stream, entry)) = self.race(worker, &mut attempts, first, open).await?;
+        let (turn, (stream, entry)) = self.race(worker, &mut attempts, Need::Any, first, open).await?;
         Ok((turn, stream, entry))
     }
 
@@ -305,6 +311,7 @@ impl Upstream {
         &self,
         worker: usize,
         attempts: &mut Attempts,
+        need: Need,
         turn: Turn,
         open: impl Fn(Turn) -> F,
     ) -> Result<(Turn, T), Fault>
@@ -323,13 +330,18 @@ impl Upstream {
                     Ok(opened) => return Ok((turn, opened)),
                     Err(fault) if !fault.is_of_endpoint() => return Err(fault),
                     Err(fault) => {
-                        turn.unreached(&fault);
+                        // That it does not speak what one request needs says nothing of the others.
+                        if !matches!(fault, Fault::OtherProtocol { .. }) || need == Need::Any {
+                            turn.pool().unreached(&fault);
+                        }
                         faults.add(fault);
                     }
                 },
                 () = late, if others => {}
             }
-            match self.pick(worker, attempts).filter(|_| others) {
+            // Where none takes requests, not all of them are dialled for each.
+            others &= attempts.tried() < MOST_DIALLED || self.has_other(attempts);
+            match if others { self.pick(worker, attempts) } else { None } {
                 Some(turn) => {
                     attempts.try_at(turn.endpoint());
                     under_way.push(open(turn));
@@ -337,6 +349,8 @@ impl Upstream {
                 None => others = false,
             }
             if under_way.is_empty() {
+                // The names may lead elsewhere by now.
+                self.parts.discovery.iter().for_each(Discovery::again);
                 return Err(faults.into_one(self.hop, &self.address));
             }
         }
@@ -487,6 +501,9 @@ impl Faults {
 
 /// How seldom it is said that connections are closed that wait.
 const SAID: Duration = Duration::from_secs(60);
+
+/// How many endpoints are dialled for a request where none of them takes any.
+const MOST_DIALLED: usize = 3;
 
 /// How long an endpoint may take to be reached before another is tried beside it (RFC 8305, section 5).
 const RACE: Duration = Duration::from_millis(250);

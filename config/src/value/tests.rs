@@ -76,3 +76,16 @@ fn modes_are_octal() {
     assert!(mode("mode: 0999").is_err());
     assert!(mode("mode: 7777").is_err());
 }
+
+#[test]
+fn a_word_may_stand_for_no_duration_where_that_is_meant() {
+    let idle = |text: &str| {
+        let document = Document::parse("f", text).unwrap();
+        let range = Duration::from_secs(1)..=Duration::from_secs(60);
+        document.decode(|root| root.table()?.required("idle")?.duration_or("never", range)).map_err(|e| e.to_string())
+    };
+    assert_eq!(idle("idle: never"), Ok(None));
+    assert_eq!(idle("idle: 2s"), Ok(Some(Duration::from_secs(2))));
+    assert_eq!(idle("idle: 0s").unwrap_err(), "f:1: idle: \"0s\" is out of range; from 1s to 1m, or never");
+    assert!(idle("idle: off").unwrap_err().ends_with("like 300ms, 10s or 1h, or never"));
+}

@@ -6,6 +6,7 @@ A case has the name that doc/interop-test-descriptions.md of grpc/grpc gives it,
 one channel. `ok NAME` is printed for each that holds.
 """
 
+import json
 import os
 import queue
 import sys
@@ -20,6 +21,7 @@ RESPONSE_SIZES = (31415, 9, 2653, 58979)
 INITIAL = ("x-grpc-test-echo-initial", "test_initial_metadata_value")
 TRAILING = ("x-grpc-test-echo-trailing-bin", b"\xab\xab\xab")
 TIMEOUT = 20
+OPTIONS = [("grpc.enable_http_proxy", 0)]
 
 
 def empty_unary(stub):
@@ -144,6 +146,29 @@ def unavailable(stub):
     fails(grpc.StatusCode.UNAVAILABLE, lambda: stub.EmptyCall(messages.Empty(), timeout=TIMEOUT))
 
 
+def over_the_rate(stub):
+    # Three pass at once, and then one every two seconds.
+    for _ in range(3):
+        stub.EmptyCall(messages.Empty(), timeout=TIMEOUT)
+    fails(grpc.StatusCode.RESOURCE_EXHAUSTED, lambda: stub.EmptyCall(messages.Empty(), timeout=TIMEOUT))
+
+
+def comes_again_when_it_was_told_to(stub):
+    # By its own patience it would have given up after 40 ms.
+    policy = {
+        "maxAttempts": 5,
+        "initialBackoff": "0.01s",
+        "maxBackoff": "0.01s",
+        "backoffMultiplier": 1,
+        "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+    }
+    config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    with grpc.insecure_channel(sys.argv[1], options=[*OPTIONS, ("grpc.service_config", config)]) as channel:
+        patient = services.TestServiceStub(channel)
+        for _ in range(2):
+            patient.EmptyCall(messages.Empty(), timeout=TIMEOUT)
+
+
 SPECIAL = "\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-BMP 😈\t\n"
 
 
@@ -207,7 +232,7 @@ def fails(code, call, message=None):
 
 
 def main():
-    with grpc.insecure_channel(sys.argv[1], options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with grpc.insecure_channel(sys.argv[1], options=OPTIONS) as channel:
         stub = services.TestServiceStub(channel)
         stub.channel = channel
         for name in sys.argv[2:]:

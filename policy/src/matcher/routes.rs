@@ -32,7 +32,7 @@ pub(super) struct Table {
 
 /// Rules of one kind.
 #[derive(Debug, Default)]
-struct Routes {
+pub(super) struct Routes {
     tcp: Option<u32>,
     /// Rules that name no path.
     any_path: Methods,
@@ -106,7 +106,8 @@ fn collect(routes: &Option<Box<Routes>>, action: &Action<'_>, first: &mut Option
 }
 
 impl Routes {
-    fn add(&mut self, index: u32, operations: &Operations) {
+    /// Files an operation, whose `index` must be higher than those before.
+    pub(super) fn add(&mut self, index: u32, operations: &Operations) {
         match operations {
             Operations::Tcp => {
                 self.tcp.get_or_insert(index);
@@ -121,7 +122,8 @@ impl Routes {
         }
     }
 
-    fn collect(&self, action: &Action<'_>, first: &mut Option<u32>) {
+    /// Lowers `first` to the first of them that has `action`, if that is earlier.
+    pub(super) fn collect(&self, action: &Action<'_>, first: &mut Option<u32>) {
         match action {
             Action::Tcp => *first = earlier(*first, self.tcp),
             Action::Http { method, path } => {

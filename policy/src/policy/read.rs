@@ -222,6 +222,16 @@ fn operations(value: &Value<'_>) -> Option<Operations> {
     }
 }
 
+impl Operations {
+    /// The HTTP requests that the keys `paths` and `methods` of a table speak of, where they mean what they mean in a
+    /// rule. `paths` must be there; what is wrong is reported.
+    pub fn read(table: &Table<'_>) -> Option<Self> {
+        let methods = table.optional("methods").map(|value| items(&value, "method", method));
+        let paths = table.required("paths").and_then(|value| items(&value, "path", path));
+        Some(Self::Http { methods: transpose(methods)?, paths: Some(paths?) })
+    }
+}
+
 fn method(value: &Value<'_>) -> Option<Box<str>> {
     let text = value.string()?;
     match method_error(text) {

@@ -1,16 +1,19 @@
-//! `host:port` as it stands in the configuration: an address, or a name that DNS resolves each time it is dialled.
+//! Where to connect to, as it stands in the configuration: `host:port`, an address or a name that is looked up, or
+//! `srv://name`, whose SRV records name hosts and ports.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 /// Where to connect to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// An IP address and a port.
     Socket(SocketAddr),
     /// A DNS name and a port; every address that it has is tried.
     Name(String, u16),
+    /// The name of SRV records, such as `_mesh._tcp.shop.example`.
+    Srv(String),
 }
 
 /// Why a text is not an address.
@@ -22,8 +25,8 @@ pub enum AddressError {
     /// The host is neither an IP address nor a DNS name.
     #[error("the host must be a DNS name or an IP address (an IPv6 address in brackets)")]
     Host,
-    /// SRV records are not looked up.
-    #[error("srv:// is not taken in this version; write host:port")]
+    /// What follows `srv://` is not a name alone.
+    #[error("srv:// takes a DNS name and no port, like srv://_mesh._tcp.shop.example: SRV records name the ports")]
     Srv,
 }
 
@@ -33,6 +36,7 @@ impl Address {
         match self {
             Self::Socket(address) => address.ip().is_loopback(),
             Self::Name(host, _) => host == "localhost",
+            Self::Srv(_) => false,
         }
     }
 }
@@ -41,8 +45,8 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        if text.starts_with("srv://") {
-            return Err(AddressError::Srv);
+        if let Some(name) = text.strip_prefix("srv://") {
+            return if is_name(name) { Ok(Self::Srv(name.to_owned())) } else { Err(AddressError::Srv) };
         }
         if let Ok(address) = text.parse::<SocketAddr>() {
             return if address.port() == 0 { Err(AddressError::Port) } else { Ok(Self::Socket(address)) };
@@ -51,16 +55,20 @@ impl FromStr for Address {
         let port = port.parse::<u16>().ok().filter(|port| *port > 0).ok_or(AddressError::Port)?;
         // A host that looks like an IPv4 address but is none (10.0.0.256) must not be looked up as a name.
         let numeric = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-        let label = |label: &str| {
-            let sound = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-            !label.is_empty() && label.len() <= 63 && label.bytes().all(sound)
-        };
-        let name = host.strip_suffix('.').unwrap_or(host);
-        if numeric || host.len() > 253 || host.parse::<IpAddr>().is_ok() || !name.split('.').all(label) {
+        if numeric || host.parse::<IpAddr>().is_ok() || !is_name(host) {
             return Err(AddressError::Host);
         }
         Ok(Self::Name(host.to_owned(), port))
     }
+}
+
+/// Whether `text` has the form of a name of DNS.
+fn is_name(text: &str) -> bool {
+    let label = |label: &str| {
+        let sound = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        !label.is_empty() && label.len() <= 63 && label.bytes().all(sound)
+    };
+    text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label)
 }
 
 impl fmt::Display for Address {
@@ -68,6 +76,7 @@ impl fmt::Display for Address {
         match self {
             Self::Socket(address) => write!(f, "{address}"),
             Self::Name(host, port) => write!(f, "{host}:{port}"),
+            Self::Srv(name) => write!(f, "srv://{name}"),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The limits of size, number and time of a listener, all with safe defaults.
+//! The limits of size, number and time, all with safe defaults: those of the file, over them those of a listener, and
+//! over these, as far as they are of time, those of a route.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -24,10 +25,32 @@ pub struct Limits {
     pub head: Duration,
     /// How long one attempt to connect may take.
     pub connect: Duration,
+    /// How long what goes on may take, and how long it may rest.
+    pub times: Times,
+}
+
+/// Limits on the time of a request; `None` is no limit. They are looked at once a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
     /// How long a response may take to begin.
-    pub first_byte: Duration,
-    /// How long a connection or a stream may go without a byte either way.
-    pub idle: Duration,
+    pub first_byte: Option<Duration>,
+    /// How long a connection or a stream may go without a byte either way, but while a response is awaited.
+    pub idle: Option<Duration>,
+    /// How long a request may take, from its head to the end of its response.
+    pub total: Option<Duration>,
+}
+
+/// Who has limits: not each of them means something to everyone.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Owner {
+    /// All listeners of the file.
+    File,
+    /// A listener whose protocol is `tcp`.
+    Tcp,
+    /// Another inbound listener.
+    Inbound,
+    /// Another outbound listener.
+    Outbound,
 }
 
 impl Default for Limits {
@@ -41,8 +64,7 @@ impl Default for Limits {
             handshake: Duration::from_secs(10),
             head: Duration::from_secs(30),
             connect: Duration::from_secs(1),
-            first_byte: Duration::from_secs(600),
-            idle: Duration::from_secs(15 * 60),
+            times: Times { first_byte: Some(Duration::from_secs(600)), idle: Some(IDLE), total: None },
         }
     }
 }
@@ -63,9 +85,9 @@ impl Limits {
         all.div_ceil(4)
     }
 
-    pub(super) fn read(value: &Value<'_>) -> Option<Self> {
+    /// The limits of `owner`: those that `value` names, and `normal` in the place of the others.
+    pub(super) fn read(value: &Value<'_>, normal: &Self, owner: Owner) -> Option<Self> {
         let table = value.table()?;
-        let normal = Self::default();
         let connections = number(&table, "connections", 1..=1_000_000, normal.connections as u64);
         let requests = number(&table, "requests", 1..=1_000_000, normal.requests as u64);
         let streams = number(&table, "streams", 1..=100_000, u64::from(normal.streams));
@@ -74,8 +96,8 @@ impl Limits {
         let handshake = duration(&table, "handshake", normal.handshake);
         let head = duration(&table, "head", normal.head);
         let connect = duration(&table, "connect", normal.connect);
-        let first_byte = duration(&table, "first_byte", normal.first_byte);
-        let idle = duration(&table, "idle", normal.idle);
+        let times = Times::of(&table, &normal.times);
+        owner.has_use_for(&table)?;
         Some(Self {
             connections: usize::try_from(connections?).ok()?,
             requests: usize::try_from(requests?).ok()?,
@@ -85,10 +107,65 @@ impl Limits {
             handshake: handshake?,
             head: head?,
             connect: connect?,
-            first_byte: first_byte?,
-            idle: idle?,
+            times: times?,
         })
     }
+}
+
+impl Times {
+    /// The limits of a route: those that `value` names, and `normal` in the place of the others.
+    pub(super) fn read(value: &Value<'_>, normal: &Self) -> Option<Self> {
+        let table = value.table()?;
+        let times = Self::of(&table, normal);
+        refuse(
+            &table,
+            &OF_LISTENERS,
+            "bounds a whole listener, whose routes share it; write it in limits beside routes",
+        )?;
+        times
+    }
+
+    /// Whether what is silent may go on for ever.
+    pub(crate) fn may_rest(&self) -> bool {
+        self.idle.is_none() || self.first_byte.is_none()
+    }
+
+    /// How long what goes on may take of which nobody knows whether it is wanted.
+    pub(crate) fn unattended(&self) -> Duration {
+        self.idle.unwrap_or(IDLE)
+    }
+
+    fn of(table: &Table<'_>, normal: &Self) -> Option<Self> {
+        let first_byte = time(table, "first_byte", normal.first_byte);
+        let idle = time(table, "idle", normal.idle);
+        let total = time(table, "total", normal.total);
+        Some(Self { first_byte: first_byte?, idle: idle?, total: total? })
+    }
+}
+
+impl Owner {
+    /// Reports the limits in `table` that would do nothing.
+    fn has_use_for(self, table: &Table<'_>) -> Option<()> {
+        match self {
+            Self::File | Self::Inbound => Some(()),
+            Self::Tcp => refuse(
+                table,
+                &OF_REQUESTS,
+                "bounds requests, and of tcp nothing is known; its connections are bounded by connections, handshake, \
+                 connect and idle",
+            ),
+            Self::Outbound => {
+                refuse(table, &["requests"], "bounds what an inbound listener forwards at once; write it there")
+            }
+        }
+    }
+}
+
+/// Reports each of `keys` that is there.
+fn refuse(table: &Table<'_>, keys: &[&'static str], why: &str) -> Option<()> {
+    let found: Vec<Option<()>> =
+        keys.iter().filter_map(|&key| table.optional(key)).map(|value| value.problem(why)).collect();
+    if found.is_empty() { Some(()) } else { None }
 }
 
 fn number(table: &Table<'_>, key: &'static str, range: RangeInclusive<u64>, normal: u64) -> Option<u64> {
@@ -96,6 +173,20 @@ fn number(table: &Table<'_>, key: &'static str, range: RangeInclusive<u64>, norm
 }
 
 fn duration(table: &Table<'_>, key: &'static str, normal: Duration) -> Option<Duration> {
-    let range = Duration::from_millis(10)..=Duration::from_secs(7 * 24 * 3600);
-    table.optional(key).map_or(Some(normal), |value| value.duration(range))
+    table.optional(key).map_or(Some(normal), |value| value.duration(Duration::from_millis(10)..=LONGEST))
 }
+
+/// A limit that is looked at once a second, or that there is none.
+fn time(table: &Table<'_>, key: &'static str, normal: Option<Duration>) -> Option<Option<Duration>> {
+    table.optional(key).map_or(Some(normal), |value| value.duration_or("never", Duration::from_secs(1)..=LONGEST))
+}
+
+const OF_LISTENERS: [&str; 8] =
+    ["connections", "requests", "streams", "headers", "header_bytes", "handshake", "head", "connect"];
+
+const OF_REQUESTS: [&str; 7] = ["requests", "streams", "headers", "header_bytes", "head", "first_byte", "total"];
+
+/// How long nothing may move unless the file says otherwise.
+const IDLE: Duration = Duration::from_secs(15 * 60);
+
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);

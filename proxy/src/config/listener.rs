@@ -5,7 +5,11 @@ use std::net::SocketAddr;
 use countersign_config::{Table, Value};
 use countersign_identity::{SpiffeId, TrustDomain};
 
-use super::{AcceptProxyProtocol, Address, Balance, Check, Ejection, Retry, Taken, proxy_protocol, upstream};
+use super::limits::Owner;
+use super::{
+    AcceptProxyProtocol, Address, Admission, Balance, Check, Ejection, Limits, Retry, Route, Taken, proxy_protocol,
+    routes, upstream,
+};
 use crate::guard::Paths;
 
 /// What the app speaks. It is declared, never guessed from the bytes of a TLS connection.
@@ -36,6 +40,12 @@ pub struct Inbound {
     pub accept_proxy_protocol: Option<AcceptProxyProtocol>,
     /// Whether the app is sent a PROXY header.
     pub send_proxy_protocol: bool,
+    /// Which requests pass, and when.
+    pub admission: Admission,
+    /// Its limits.
+    pub limits: Limits,
+    /// What is set for some of its requests.
+    pub routes: Vec<Route>,
 }
 
 /// Where the app reaches another workload.
@@ -45,7 +55,7 @@ pub struct Outbound {
     pub name: String,
     /// Where it listens, without TLS.
     pub listen: SocketAddr,
-    /// Where the other workload listens, in the order in which they are tried.
+    /// Where the other workload listens, in the order in which they are tried; a name stands for all its addresses.
     pub to: Vec<Address>,
     /// Who must answer there.
     pub identity: SpiffeId,
@@ -55,6 +65,12 @@ pub struct Outbound {
     pub paths: Paths,
     /// From whom a PROXY header is taken.
     pub accept_proxy_protocol: Option<AcceptProxyProtocol>,
+    /// Which requests pass, and when.
+    pub admission: Admission,
+    /// Its limits.
+    pub limits: Limits,
+    /// What is set for some of its requests.
+    pub routes: Vec<Route>,
     /// Parts of the requests that go elsewhere.
     pub split: Vec<Split>,
     /// Which endpoint takes the next request.
@@ -98,13 +114,16 @@ impl Protocol {
 }
 
 impl Inbound {
-    pub(super) fn read(value: &Value<'_>, taken: &mut Taken) -> Option<Self> {
+    pub(super) fn read(value: &Value<'_>, normal: &Limits, taken: &mut Taken) -> Option<Self> {
         let table = value.table()?;
         let allow_remote = allow_remote(&table);
         let name = name(&table, taken);
         let listen = listen(&table, taken);
         let app = table.required("app").and_then(|value| {
             let app: Address = value.parse()?;
+            if matches!(app, Address::Srv(_)) {
+                return value.problem("the app is one address: write host:port");
+            }
             if app.is_loopback() || allow_remote.unwrap_or(true) {
                 return Some(app);
             }
@@ -116,6 +135,9 @@ impl Inbound {
         let paths = paths(&table, protocol);
         let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
         let send_proxy_protocol = proxy_protocol::sends(&table, protocol);
+        let admission = Admission::read(&table, protocol, true);
+        let limits = limits(&table, normal, protocol, Owner::Inbound);
+        let routes = routes::read(&table, protocol, &limits.unwrap_or(*normal).times);
         allow_remote?;
         Some(Self {
             name: name?,
@@ -125,12 +147,20 @@ impl Inbound {
             paths: paths?,
             accept_proxy_protocol: accept_proxy_protocol?,
             send_proxy_protocol: send_proxy_protocol?,
+            admission: admission?,
+            limits: limits?,
+            routes: routes?,
         })
     }
 }
 
 impl Outbound {
-    pub(super) fn read(value: &Value<'_>, trust_domain: &TrustDomain, taken: &mut Taken) -> Option<Self> {
+    pub(super) fn read(
+        value: &Value<'_>,
+        normal: &Limits,
+        trust_domain: &TrustDomain,
+        taken: &mut Taken,
+    ) -> Option<Self> {
         let table = value.table()?;
         let allow_remote = allow_remote(&table);
         let name = name(&table, taken);
@@ -149,6 +179,9 @@ impl Outbound {
         let protocol = Protocol::read(&table);
         let paths = paths(&table, protocol);
         let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
+        let admission = Admission::read(&table, protocol, false);
+        let limits = limits(&table, normal, protocol, Owner::Outbound);
+        let routes = routes::read(&table, protocol, &limits.unwrap_or(*normal).times);
         let balance = upstream::balance(&table, protocol);
         let ejection = upstream::ejection(&table);
         let check = upstream::check(&table, protocol);
@@ -163,6 +196,9 @@ impl Outbound {
             protocol: protocol?,
             paths: paths?,
             accept_proxy_protocol: accept_proxy_protocol?,
+            admission: admission?,
+            limits: limits?,
+            routes: routes?,
             balance: balance?,
             ejection: ejection?,
             check: check?,
@@ -197,13 +233,19 @@ fn split(table: &Table<'_>, main: Option<&SpiffeId>, trust_domain: &TrustDomain)
 
 fn name(table: &Table<'_>, taken: &mut Taken) -> Option<String> {
     let value = table.required("name")?;
+    let name = sound_name(&value)?;
+    taken.name(&value, name)?;
+    Some(name.to_owned())
+}
+
+/// A name that may stand in logs and metrics.
+pub(super) fn sound_name<'a>(value: &Value<'a>) -> Option<&'a str> {
     let name = value.string()?;
     let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.len() > 63 || !name.bytes().all(sound) {
         return value.problem("must be at most 63 letters, digits, '-', '_' and '.'");
     }
-    taken.name(&value, name)?;
-    Some(name.to_owned())
+    Some(name)
 }
 
 fn listen<'a>(table: &Table<'a>, taken: &mut Taken) -> Option<(Value<'a>, SocketAddr)> {
@@ -219,6 +261,12 @@ fn paths(table: &Table<'_>, protocol: Option<Protocol>) -> Option<Paths> {
         return value.problem("says which paths may be asked for, and of tcp nothing is known");
     }
     value.one_of(&[("strict", Paths::Strict), ("encoded", Paths::Encoded)])
+}
+
+/// The limits of the file, or those of the listener over them.
+fn limits(table: &Table<'_>, normal: &Limits, protocol: Option<Protocol>, owner: Owner) -> Option<Limits> {
+    let owner = if protocol == Some(Protocol::Tcp) { Owner::Tcp } else { owner };
+    table.optional("limits").map_or(Some(*normal), |value| Limits::read(&value, normal, owner))
 }
 
 /// Whether the plain side of the listener may leave this host.

@@ -35,7 +35,7 @@ fn every_key_is_read() {
     assert_eq!((config.inbound[0].paths, config.outbound[0].paths), (Paths::Encoded, Paths::Strict));
     assert_eq!(config.grace, Duration::from_secs(5));
     assert_eq!(config.limits.requests, 7);
-    assert_eq!((config.limits.connections, config.limits.idle), (5, Duration::from_secs(3600)));
+    assert_eq!((config.limits.connections, config.limits.times.idle), (5, Some(Duration::from_secs(3600))));
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_proxy_header_is_taken_from_named_networks_and_sent_over_connections_that_ar
 fn every_mistake_is_named_in_one_run() {
     let error = read(
         "inbound:\n- { nam: a, listen: nowhere, app: b, protocol: htp }\n\
-         outbound:\n- { name: 'b c', listen: 127.0.0.1:1, to: srv://b, identity: ns/b, protocol: postgres }\n\
+         outbound:\n- { name: 'b c', listen: 127.0.0.1:1, to: srv://b:1, identity: ns/b, protocol: postgres }\n\
          limits: { connections: 0 }\n",
     )
     .unwrap_err();
@@ -141,7 +141,7 @@ fn every_mistake_is_named_in_one_run() {
         "inbound[0].app",
         "\"htp\" is not one of http, grpc, tcp; did you mean \"http\"?",
         "outbound[0].name",
-        "srv:// is not taken",
+        "srv:// takes a DNS name and no port",
         "neither a SPIFFE ID nor a path",
         "tcp carries it as it is",
         "limits.connections",
@@ -155,9 +155,45 @@ fn addresses_that_cannot_be_dialled_are_refused() {
     for text in ["a", "a:0", "a:70000", "10.0.0.256:1", "a b:1", "::1:80", "[::1]:0", ":1", "a..b:1"] {
         assert!(text.parse::<Address>().is_err(), "{text}");
     }
-    for text in ["a:1", "a.b.:1", "a_b-c:1", "1.2.3.4:1", "[::1]:1"] {
+    for text in ["srv://", "srv://a:1", "srv://a/b", "srv://a..b"] {
+        assert_eq!(text.parse::<Address>(), Err(AddressError::Srv), "{text}");
+    }
+    for text in ["a:1", "a.b.:1", "a_b-c:1", "1.2.3.4:1", "[::1]:1", "srv://_mesh._tcp.a.b", "srv://web.service.test."]
+    {
         assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
     }
+}
+
+#[test]
+fn srv_records_are_for_upstreams_alone() {
+    let app =
+        "inbound:\n- { name: a, listen: 0.0.0.0:1, app: 'srv://_a._tcp.b', protocol: http, allow_remote: true }\n";
+    assert!(read(app).unwrap_err().contains("the app is one address: write host:port"));
+    let tracing = "tracing: { endpoint: 'http://srv://_a._tcp.b', allow_remote: true }";
+    assert!(read(tracing).unwrap_err().contains("must be http://host:port"));
+}
+
+#[test]
+fn dns_servers_are_addresses_with_the_port_of_dns_unless_given() {
+    let servers = |servers: &str| read(&format!("dns: {{ servers: {servers} }}"));
+    let given = servers("[10.0.0.53, '127.0.0.1:5353', '::1', '[::1]:5353']").unwrap().dns.unwrap().servers;
+    let given: Vec<_> = given.iter().map(ToString::to_string).collect();
+    assert_eq!(given, ["10.0.0.53:53", "127.0.0.1:5353", "[::1]:53", "[::1]:5353"]);
+    assert_eq!(servers("10.0.0.53").unwrap().dns.unwrap().servers.len(), 1);
+    for (written, said) in [
+        ("[]", "names no server"),
+        ("dns.internal", "is not the address of a DNS server"),
+        ("'10.0.0.53:0'", "is not the address of one server"),
+        ("[0.0.0.0]", "is not the address of one server"),
+        ("'[fe80::1%1]:53'", "the zone of an address is not taken"),
+        ("[1.1.1.1, 1.1.1.2, 1.1.1.3, 1.1.1.4, 1.1.1.5, 1.1.1.6, 1.1.1.7, 1.1.1.8, 1.1.1.9]", "at most 8"),
+    ] {
+        let error = servers(written).unwrap_err();
+        assert!(error.contains("dns.servers") && error.contains(said), "{written}: {error}");
+    }
+    let error = read("dns: { sever: 10.0.0.53 }").unwrap_err();
+    assert!(error.contains("key \"servers\" is missing") && error.contains("unknown key \"sever\""), "{error}");
+    assert_eq!(read("{}").unwrap().dns, None);
 }
 
 #[test]

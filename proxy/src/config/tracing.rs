@@ -39,7 +39,8 @@ fn endpoint(value: &Value<'_>, allow_remote: bool) -> Option<Address> {
         return value.problem("must be http://host:port of a collector that takes OTLP over gRPC");
     };
     // Not repeated in the message: there may be a password in it.
-    let Ok(address) = rest.strip_suffix('/').unwrap_or(rest).parse::<Address>() else {
+    let Some(address) = rest.strip_suffix('/').unwrap_or(rest).parse().ok().filter(|of| !matches!(of, Address::Srv(_)))
+    else {
         return value.problem("must be http://host:port, with a port from 1 to 65535 and without user, path and query");
     };
     if !address.is_loopback() && !allow_remote {

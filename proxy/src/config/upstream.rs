@@ -109,9 +109,9 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// One attempt, whatever happens.
+    /// One attempt, but for what was not sent.
     pub(crate) fn off() -> Self {
-        Self { attempts: 1, ..Self::default() }
+        Self { attempts: 1, methods: Vec::new(), body_bytes: 0, ..Self::default() }
     }
 }
 

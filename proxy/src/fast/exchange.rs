@@ -112,20 +112,32 @@ pub(super) struct Kept {
 }
 
 impl<T: Wire> Exchange<'_, T> {
-    /// Whether `up` is to go again, whose connection broke before the response began; `stale` if it was dead before, so
-    /// that the next hop cannot have done the request or it may be done twice.
-    pub(super) fn broke(&mut self, up: &Up, stale: bool) -> Option<Why> {
-        let why = if stale { Why::Stale } else { Why::Broke };
+    /// Whether `up` is to go again, whose connection broke before the response began. `unsent` if the next hop cannot have
+    /// done it; `used` if the connection had waited for a request before.
+    pub(super) fn broke(&mut self, up: &Up, unsent: bool, used: bool) -> Option<Why> {
+        self.attempts.sent(!unsent);
+        let stale = unsent || (used && up.repeatable && self.began.elapsed() < AT_ONCE);
         if !stale {
-            self.turn.endpoint().broke();
+            self.turn.endpoint().broke(self.waited());
         }
+        let why = if stale { Why::Stale } else { Why::Broke };
         if stale || up.repeatable { self.goes_again(up, why) } else { None }
+    }
+
+    /// Notes that the request ended without an answer, for no fault of a connection.
+    pub(super) fn gave_up(&self) {
+        self.turn.endpoint().gave_up(self.waited());
+    }
+
+    fn waited(&self) -> Option<Duration> {
+        self.ticket.flight.waited(self.began)
     }
 
     /// Notes how the request was answered. `Some` if it is to go again all the same. `out` has what is still to be written
     /// to the caller.
     pub(super) fn answered(&mut self, up: &Up, verdict: &Verdict, out: &Buffer) -> Option<Why> {
-        self.turn.endpoint().answered(verdict, self.began.elapsed());
+        self.turn.endpoint().answered(verdict, self.waited());
+        self.attempts.sent(!verdict.undone);
         // What was written in part has to be written whole.
         let why = self.upstream.rejects(verdict, up.repeatable).filter(|_| !out.is_torn())?;
         self.goes_again(up, why)
@@ -213,6 +225,9 @@ impl<T: Wire> Caller<T> {
         self.poll_lost(cx)
     }
 }
+
+/// How soon a connection breaks under a request that was dead before.
+pub(crate) const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// How often a caller is looked at whose upload is stuck: so that an abort reaches the next hop within a second.
 const LOOK: Duration = Duration::from_millis(500);

@@ -93,6 +93,10 @@ where
     let again = match end {
         End::Broke(_) if !begun => over.broke(),
         End::Rejected(why) => Some(why),
+        End::CallerGone | End::Closed | End::Cut(_) if !begun => {
+            over.exchange.gave_up();
+            None
+        }
         _ => None,
     };
     let OverLink { mut exchange, link, mut up, down, .. } = over;
@@ -119,8 +123,8 @@ impl<T: Wire> OverLink<'_, T> {
 
     /// Whether the request is to go again: its connection broke before the response began.
     fn broke(&mut self) -> Option<Why> {
-        let stale = self.link.used && !self.down.heard && (self.up.repeatable || !self.upward.sent);
-        self.exchange.broke(&self.up, stale)
+        let used = self.link.used && !self.down.heard;
+        self.exchange.broke(&self.up, !self.upward.sent, used)
     }
 
     /// Whether the head is kept until the response begins, to be sent again over another connection.

@@ -73,7 +73,7 @@ where
         // Nothing of it was sent.
         Err(error) => {
             let (end, uploaded) = (End::Broke(into_io(error)), up.body.has_ended());
-            let again = exchange.broke(&up, true).map(|why| (up, asked, why));
+            let again = exchange.broke(&up, true, false).map(|why| (up, asked, why));
             return Ended { end, begun: false, uploaded, unsent: true, again };
         }
     };
@@ -98,11 +98,12 @@ where
     let end = poll_fn(|cx| over.poll(cx, &mut unprocessed)).await;
     let (begun, uploaded) = (over.down.begun.is_some() || over.down.out.is_torn(), over.upward.ended);
     let again = match end {
-        End::Broke(_) if !begun => {
-            let stale = unprocessed || (over.up.repeatable && over.used);
-            over.exchange.broke(&over.up, stale)
-        }
+        End::Broke(_) if !begun => over.exchange.broke(&over.up, unprocessed, over.used),
         End::Rejected(why) => Some(why),
+        End::CallerGone | End::Closed | End::Cut(_) if !begun => {
+            over.exchange.gave_up();
+            None
+        }
         _ => None,
     };
     if again.is_some() {

@@ -50,6 +50,23 @@ pub(crate) struct Spare {
 }
 
 impl Spare {
+    /// Whether all of the body is at hand.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.source.as_ref().is_none_or(Again::is_whole)
+    }
+
+    /// Lets go of what was kept of the body: there is no other attempt.
+    pub(crate) fn let_go(&self) {
+        if let Some(source) = &self.source {
+            source.let_go();
+        }
+    }
+
+    /// Whether it was the caller who broke the request.
+    pub(crate) fn is_spoilt(&self) -> bool {
+        self.entered.flight.upload_is_spoilt()
+    }
+
     /// The body from its beginning; who had it before gets no more of it. `None` if not all of it is at hand.
     pub(crate) fn again(&self) -> Option<RequestBody> {
         let source = match &self.source {
@@ -204,6 +221,7 @@ impl Body {
             BodyError::Cut(Cut::Denied) => return ticket.spoilt(Blame::Policy),
             BodyError::Cut(Cut::FirstByte) => Fault::FirstByte(hop),
             BodyError::Cut(Cut::Idle) => Fault::Idle(hop),
+            BodyError::Cut(Cut::Total) => Fault::Total(hop),
             error => Fault::Broke { hop, reason: error.to_string() },
         };
         ticket.spoilt(blame);

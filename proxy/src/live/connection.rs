@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use countersign_identity::Peer;
@@ -165,6 +165,11 @@ impl Connection {
         let new_received = received.saturating_sub(self.seen.0.fetch_max(received, Ordering::Relaxed));
         let new_sent = sent.saturating_sub(self.seen.1.fetch_max(sent, Ordering::Relaxed));
         if new_received + new_sent == 0 {
+            // Of what waits for its turn nobody expects a byte.
+            if self.listener.in_turn && self.flights().iter().any(|flight| flight.is_waiting()) {
+                self.quiet.store(0, Ordering::Relaxed);
+                return 0;
+            }
             return self.quiet.fetch_add(1, Ordering::Relaxed) + 1;
         }
         self.quiet.store(0, Ordering::Relaxed);
@@ -177,7 +182,7 @@ impl Connection {
 
     /// A look at its requests, once a second: for how many looks there was none.
     pub(super) fn look_for_requests(&self) -> u32 {
-        if self.flights.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        if self.flights().is_empty() {
             return self.vacant.fetch_add(1, Ordering::Relaxed) + 1;
         }
         self.vacant.store(0, Ordering::Relaxed);
@@ -191,18 +196,22 @@ impl Connection {
 
     pub(super) fn add(&self, flight: Arc<Flight>) {
         self.vacant.store(0, Ordering::Relaxed);
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner).push(flight);
+        self.flights().push(flight);
     }
 
     pub(super) fn remove(&self, flight: &Arc<Flight>) {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flights = self.flights();
         if let Some(place) = flights.iter().position(|other| Arc::ptr_eq(other, flight)) {
             flights.swap_remove(place);
         }
     }
 
+    fn flights(&self) -> MutexGuard<'_, Vec<Arc<Flight>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn each_flight(&self, mut visit: impl FnMut(&Flight)) {
-        let flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let flights = self.flights();
         flights.iter().for_each(|flight| visit(flight));
     }
 }
@@ -292,7 +301,7 @@ impl Connections {
         pools.iter().filter_map(Weak::upgrade).collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

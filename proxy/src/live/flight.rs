@@ -15,8 +15,11 @@ use http::{Method, StatusCode, Version};
 use super::connection::Connection;
 use super::unless::Unless;
 use crate::access;
+use crate::config::Route;
 use crate::fault::{Blame, Facts, Fault, Hop};
 use crate::load::Place;
+use crate::load::queue::Served;
+use crate::routes::Taken;
 use crate::source::Outcome;
 use crate::spans::{self, Span, Spans};
 use crate::telemetry::Ended;
@@ -33,6 +36,8 @@ pub(crate) enum Cut {
     FirstByte = 2,
     /// Nothing moved for too long.
     Idle = 3,
+    /// It took too long.
+    Total = 4,
 }
 
 /// A path and perhaps a query.
@@ -59,14 +64,22 @@ pub(crate) struct Flight {
     pub(crate) method: Method,
     /// The target as it was received.
     pub(crate) target: Target,
+    /// What its listener has set for it.
+    pub(crate) route: Taken,
     started: Instant,
     cut: AtomicU8,
     response: AtomicWaker,
     request: AtomicWaker,
     /// The request body has ended.
     uploaded: AtomicBool,
+    /// When that was, in microseconds.
+    uploaded_at: AtomicU64,
     /// The response has begun.
     answered: AtomicBool,
+    /// It waits for its turn: no time counts that is not its own.
+    waits: AtomicBool,
+    /// For how many microseconds it has waited for its turn.
+    waited: AtomicU64,
     /// It has taken its connection over: its bytes are counted there alone.
     upgraded: AtomicBool,
     /// Bytes of the request and the response body.
@@ -113,6 +126,7 @@ impl Flight {
             1 => Some(Cut::Denied),
             2 => Some(Cut::FirstByte),
             3 => Some(Cut::Idle),
+            4 => Some(Cut::Total),
             _ => None,
         }
     }
@@ -173,8 +187,23 @@ impl Flight {
         self.uploaded.store(false, Ordering::Release);
     }
 
+    /// For how long an attempt that began at `began` has waited for its answer: not counted is what the caller took to send
+    /// the request. `None` if that is still under way.
+    pub(crate) fn waited(&self, began: Instant) -> Option<Duration> {
+        if !self.has_uploaded() {
+            return None;
+        }
+        let uploaded = self.started + Duration::from_micros(self.uploaded_at.load(Ordering::Relaxed));
+        Some(uploaded.max(began).elapsed())
+    }
+
     /// Notes that the request body has ended.
     pub(crate) fn upload_ended(&self) {
+        if self.has_uploaded() {
+            return;
+        }
+        let at = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.uploaded_at.store(at, Ordering::Relaxed);
         self.uploaded.store(true, Ordering::Release);
     }
 
@@ -184,6 +213,11 @@ impl Flight {
         *self.spoilt() = Some(fault);
         // After it was noted: `answered` looks for it after it was set.
         if self.answered.load(Ordering::SeqCst) { self.spoilt().take() } else { None }
+    }
+
+    /// Whether the request body broke off.
+    pub(crate) fn upload_is_spoilt(&self) -> bool {
+        self.spoilt().is_some()
     }
 
     /// What broke the request body, if that was not said yet.
@@ -205,25 +239,55 @@ impl Flight {
         self.upgraded.store(true, Ordering::Release);
     }
 
+    /// Notes that it waits for its turn.
+    pub(crate) fn waits(&self) {
+        self.waits.store(true, Ordering::Release);
+    }
+
+    /// Notes for how long it waited for its turn, which is over.
+    pub(crate) fn has_waited(&self, took: Duration) {
+        self.waited.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.waits.store(false, Ordering::Release);
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waits.load(Ordering::Acquire)
+    }
+
     /// Whether the request body has ended.
     pub(crate) fn has_uploaded(&self) -> bool {
         self.uploaded.load(Ordering::Acquire)
     }
 
+    /// Whether it has taken its connection over.
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.upgraded.load(Ordering::Acquire)
+    }
+
+    /// How long it has gone on at `now`, without its wait for a turn.
+    pub(super) fn lasts(&self, now: Instant) -> Duration {
+        if self.is_waiting() {
+            return Duration::ZERO;
+        }
+        let waited = Duration::from_micros(self.waited.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.started).saturating_sub(waited)
+    }
+
     /// A look at it, once a second: for how many looks it has waited for the response to begin, and for how many
-    /// nothing has moved. The time for the first byte begins when the request was sent.
+    /// nothing has moved, which is not asked of one that waits. The time for the first byte begins when the request was
+    /// sent. None is counted too early.
     pub(super) fn look(&self) -> (u32, u32) {
-        let unanswered = if self.has_uploaded() && !self.answered.load(Ordering::Acquire) {
-            self.unanswered.fetch_add(1, Ordering::Relaxed)
-        } else {
-            0
-        };
+        if self.is_waiting() {
+            return (0, 0);
+        }
+        let waits = self.has_uploaded() && !self.answered.load(Ordering::Acquire);
+        let unanswered = if waits { self.unanswered.fetch_add(1, Ordering::Relaxed) } else { 0 };
         let moved = self.up.load(Ordering::Relaxed) + self.down.load(Ordering::Relaxed);
-        if self.seen.swap(moved, Ordering::Relaxed) != moved || self.upgraded.load(Ordering::Acquire) {
+        if self.seen.swap(moved, Ordering::Relaxed) != moved || waits || self.is_tunnel() {
             self.quiet.store(0, Ordering::Relaxed);
             return (unanswered, 0);
         }
-        (unanswered, self.quiet.fetch_add(1, Ordering::Relaxed))
+        (unanswered, self.quiet.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     /// A look at a request that was ended by order: for how many looks it has gone on since.
@@ -247,6 +311,8 @@ pub(crate) struct Entered {
     pub(crate) connection: Arc<Connection>,
     /// Its places among all requests, and among those of its peer.
     places: OnceLock<[Place; 2]>,
+    /// Its turn at the next hop, where turns are taken.
+    served: OnceLock<Served>,
 }
 
 impl Drop for Entered {
@@ -289,18 +355,23 @@ impl Ticket {
         let flight = Arc::new(Flight {
             method,
             target,
+            route: Taken::none(),
             started: Instant::now(),
             cut: AtomicU8::new(0),
             response: AtomicWaker::new(),
             request: AtomicWaker::new(),
             uploaded: AtomicBool::new(without_body),
+            uploaded_at: AtomicU64::new(0),
             answered: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
+            waited: AtomicU64::new(0),
             upgraded: AtomicBool::new(false),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             last_piece: AtomicU64::new(0),
             longest_gap: AtomicU64::new(0),
-            seen: AtomicU64::new(0),
+            // It has moved when it came.
+            seen: AtomicU64::new(u64::MAX),
             quiet: AtomicU32::new(0),
             unanswered: AtomicU32::new(0),
             lingering: AtomicU32::new(0),
@@ -311,7 +382,8 @@ impl Ticket {
         connection.add(Arc::clone(&flight));
         let connection = Arc::clone(connection);
         let (flight_of, connection_of) = (Arc::clone(&flight), Arc::clone(&connection));
-        let entered = Arc::new(Entered { flight: flight_of, connection: connection_of, places: OnceLock::new() });
+        let (places, served) = (OnceLock::new(), OnceLock::new());
+        let entered = Arc::new(Entered { flight: flight_of, connection: connection_of, places, served });
         Self {
             flight,
             connection,
@@ -352,6 +424,17 @@ impl Ticket {
         }
     }
 
+    /// Finds out which route of the listener it takes. To be called once, when the guard has let it pass.
+    pub(crate) fn find_route(&self) {
+        let Flight { method, target, route, .. } = &*self.flight;
+        self.connection.listener.routes.find(method.as_str(), target.path(), route);
+    }
+
+    /// What its listener has set for requests like it.
+    pub(crate) fn route(&self) -> Option<&Route> {
+        self.connection.listener.routes.get(&self.flight.route)
+    }
+
     /// Notes what it goes to.
     pub(crate) fn goes_to(&mut self, upstream: &Upstream) {
         self.called = upstream.called().cloned();
@@ -371,6 +454,11 @@ impl Ticket {
     pub(crate) fn hold(&self, places: [Place; 2]) {
         // It is admitted once; a second time it would hold the first ones still.
         let _ = self.entered.places.set(places);
+    }
+
+    /// Has it hold its turn at the next hop, as [`Ticket::hold`].
+    pub(crate) fn serve(&self, served: Served) {
+        let _ = self.entered.served.set(served);
     }
 
     /// Notes that the response has begun, and whose fault it is if it is one of ours.
@@ -414,6 +502,7 @@ impl Cut {
             Self::Denied => denied(),
             Self::FirstByte => Fault::FirstByte(hop),
             Self::Idle => Fault::Idle(hop),
+            Self::Total => Fault::Total(hop),
         }
     }
 }
@@ -452,6 +541,7 @@ impl Drop for Ticket {
         if self.connection.listener.observed {
             let leg = flight.leg.lock().unwrap_or_else(PoisonError::into_inner).take();
             let span = self.span.take();
+            let route = self.route().and_then(|route| route.name.as_deref());
             let line = access::Line {
                 connection: &self.connection,
                 leg: leg.as_deref(),
@@ -459,6 +549,7 @@ impl Drop for Ticket {
                 trace: span.as_ref().map(|span| span.trace()).or(self.trace.as_ref()),
                 method: (!self.unread).then_some(&flight.method),
                 path: (!self.unread).then(|| flight.path()),
+                route,
                 status,
                 sent: self.sent.map_or(status, |sent| sent.as_u16()),
                 answered: self.status.is_some(),

@@ -3,7 +3,7 @@
 //! What is kept are the pieces as they came, which costs no copy. With the first byte over the limit all of it is let go,
 //! and from there on the body is had only once.
 //!
-//! Invariant: a body is read by the newest attempt alone. The attempts before it get an error from then on, never an end:
+//! Invariant: a body that broke off never ends, and a body is read by the newest attempt alone. The attempts before it get an error from then on, never an end:
 //! nobody must take for whole what is not.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +41,8 @@ struct Source {
     room: usize,
     /// The newest attempt.
     attempt: u32,
+    /// It broke off: nobody gets an end of it any more.
+    broken: bool,
 }
 
 #[derive(Clone)]
@@ -57,7 +59,7 @@ impl Kept {
         if incoming.is_end_stream() {
             return Self::None;
         }
-        let source = Source { incoming, pieces: Some(Vec::new()), room: most, attempt: 0 };
+        let source = Source { incoming, pieces: Some(Vec::new()), room: most, attempt: 0, broken: false };
         Self::Some(Reader { source: Arc::new(Mutex::new(source)), attempt: 0, read: 0 })
     }
 
@@ -90,6 +92,17 @@ impl Kept {
 }
 
 impl Again {
+    /// Whether all of it is at hand.
+    pub(super) fn is_whole(&self) -> bool {
+        lock(&self.0).pieces.is_some()
+    }
+
+    /// Lets go of what is kept, and keeps no more: there is no other attempt.
+    pub(super) fn let_go(&self) {
+        let pieces = lock(&self.0).pieces.take();
+        drop(pieces);
+    }
+
     /// Reads the body from its beginning. `None` if not all of it was kept.
     pub(super) fn begin(&self) -> Option<Kept> {
         let mut source = lock(&self.0);
@@ -115,10 +128,18 @@ impl Reader {
             };
             return Poll::Ready((Some(Ok(frame)), false));
         }
+        if source.broken {
+            return Poll::Ready((Some(Err(BodyError::WentAgain)), false));
+        }
         let frame = ready!(source.incoming.poll_frame(cx));
-        if let Some(Ok(frame)) = &frame {
-            source.keep(frame);
-            self.read += 1;
+        match &frame {
+            Some(Ok(frame)) => {
+                source.keep(frame);
+                self.read += 1;
+            }
+            // Asked again, hyper's body says that it has ended.
+            Some(Err(_)) => (source.broken, source.pieces) = (true, None),
+            None => {}
         }
         Poll::Ready((frame, true))
     }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use countersign_identity::{Identity, IdentityWatch, Peer, Refusal};
 use countersign_policy::Action;
@@ -15,7 +15,6 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::connection::{Connection, Connections, Kind};
 use super::flight::Cut;
-use crate::config::Limits;
 use crate::source::{Enforced, EnforcedWatch};
 
 /// What the reviewer works with.
@@ -107,29 +106,46 @@ fn close(connection: &Connection, peer: &Peer, why: &str, reason: &'static str) 
 
 /// What depends on the time.
 fn look(connections: &Connections) {
-    let now = UnixTime::now();
+    let now = (UnixTime::now(), Instant::now());
     for connection in connections.all() {
-        let limits = &connection.listener.limits;
-        if connection.look() >= looks_of(limits.idle) && connection.kind != Kind::Pooled {
+        if connection.look() >= rest_of(&connection) && connection.kind != Kind::Pooled {
             connection.listener.metrics.ended("idle");
             connection.close();
         }
         if connection.kind == Kind::Http {
-            look_at_requests(&connection, limits, now);
+            look_at_requests(&connection, now);
         }
     }
     connections.pools().iter().for_each(|pool| pool.tidy());
 }
 
-fn look_at_requests(connection: &Connection, limits: &Limits, now: UnixTime) {
-    let expired = connection.peer.as_ref().is_some_and(|peer| now > peer.not_after());
+/// For how many looks nothing may move on a connection. What has taken it over, or is still being sent by the caller, ends
+/// with it; a request that waits for its answer is told why it ends, by its own limit.
+fn rest_of(connection: &Connection) -> u32 {
+    let own = looks_of(connection.listener.limits.times.idle);
+    let mut rest = own;
+    if connection.kind == Kind::Http {
+        connection.each_flight(|flight| {
+            let of_flight = looks_of(connection.listener.times(flight).idle);
+            rest = match flight.has_uploaded() {
+                _ if flight.is_tunnel() => of_flight,
+                true => NEVER,
+                false => rest.max(of_flight),
+            };
+        });
+    }
+    rest
+}
+
+fn look_at_requests(connection: &Connection, (time, now): (UnixTime, Instant)) {
+    let expired = connection.peer.as_ref().is_some_and(|peer| time > peer.not_after());
     if expired && !connection.is_ending() {
         connection.listener.metrics.ended("expired");
         connection.finish();
     }
     // Bytes may go on without any request: an HTTP/2 client can ping for ever.
     let vacant = if connection.listener.is_inbound() { connection.look_for_requests() } else { 0 };
-    if vacant >= looks_of(limits.idle) && !connection.is_ending() {
+    if vacant >= looks_of(connection.listener.limits.times.idle) && !connection.is_ending() {
         connection.listener.metrics.ended("idle");
         connection.finish();
     } else if connection.is_ending() && connection.lingers() > PATIENCE && vacant > 0 {
@@ -147,9 +163,12 @@ fn look_at_requests(connection: &Connection, limits: &Limits, now: UnixTime) {
             return;
         }
         let (unanswered, quiet) = flight.look();
-        if unanswered >= looks_of(limits.first_byte) {
+        let times = connection.listener.times(flight);
+        if times.total.is_some_and(|total| flight.lasts(now) >= total) {
+            flight.cut(Cut::Total);
+        } else if unanswered >= looks_of(times.first_byte) {
             flight.cut(Cut::FirstByte);
-        } else if quiet >= looks_of(limits.idle) {
+        } else if quiet >= looks_of(times.idle) {
             flight.cut(Cut::Idle);
         }
     });
@@ -161,8 +180,11 @@ fn look_at_requests(connection: &Connection, limits: &Limits, now: UnixTime) {
     }
 }
 
-fn looks_of(limit: Duration) -> u32 {
-    u32::try_from(limit.as_secs()).unwrap_or(u32::MAX).max(1)
+/// So many looks that a limit has been reached for certain.
+fn looks_of(limit: Option<Duration>) -> u32 {
+    let Some(limit) = limit else { return NEVER };
+    let begun = u64::from(limit.subsec_nanos() > 0);
+    u32::try_from(limit.as_secs() + begun).unwrap_or(NEVER).max(1)
 }
 
 /// Lets other tasks run now and then: a review may go through ten thousand connections.
@@ -171,6 +193,9 @@ async fn breathe(index: usize) {
         tokio::task::yield_now().await;
     }
 }
+
+/// More looks than there will be.
+const NEVER: u32 = u32::MAX;
 
 /// How often what depends on the time is looked at.
 const LOOK: Duration = Duration::from_secs(1);

@@ -32,8 +32,38 @@ impl Pool {
         Err(Fault::Unreachable { hop: self.hop(), to: self.address(), reason })
     }
 
+    /// As [`Pool::new_link`], in a task of its own: who does not wait for it to end hears of it in the end all the same.
+    pub(crate) async fn own_link(self: &Arc<Self>) -> Result<Link, Fault> {
+        let pool = Arc::clone(self);
+        self.apart(async move { pool.new_link().await }).await
+    }
+
     /// A connection to another workload of which nothing is known but its bytes.
-    pub(crate) async fn open_raw(&self) -> Result<(TlsStream, Arc<Entry>), Fault> {
+    pub(crate) async fn open_raw(self: &Arc<Self>) -> Result<(TlsStream, Arc<Entry>), Fault> {
+        let pool = Arc::clone(self);
+        self.apart(async move { pool.dial_raw().await }).await
+    }
+
+    async fn apart<T, F>(self: &Arc<Self>, open: F) -> Result<T, Fault>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Fault>> + Send + 'static,
+    {
+        let pool = Arc::clone(self);
+        let opened = self.lifecycle.spawn(async move {
+            let opened = tokio::select! {
+                opened = open => opened,
+                () = pool.lifecycle.stopping() => Err(Fault::Stopping),
+            };
+            if let Err(fault @ Fault::Unreachable { .. }) = &opened {
+                pool.unreached(fault);
+            }
+            opened
+        });
+        opened.await.unwrap_or(Err(Fault::Stopping))
+    }
+
+    async fn dial_raw(&self) -> Result<(TlsStream, Arc<Entry>), Fault> {
         let Target::Mesh(Mesh { dialer, address, .. }) = &*self.target else {
             return Err(Fault::OtherProtocol { to: self.address() });
         };
@@ -49,9 +79,17 @@ impl Pool {
             return dial::reach(*address, &self.listener.limits).await;
         }
         if self.has_links() && !self.free().no_http1() {
-            let link = self.new_link().await?;
-            self.free().hand_on(link);
-        } else if self.has_streams(&self.free()) {
+            match self.new_link().await {
+                Ok(link) if link.proof.shows(self.identity().as_ref()) => {
+                    self.free().hand_on(link);
+                    return Ok(());
+                }
+                Ok(_) => return Ok(()),
+                Err(Fault::OtherProtocol { .. }) if self.has_streams(&self.free()) => self.free().refused(false),
+                Err(fault) => return Err(fault),
+            }
+        }
+        if self.has_streams(&self.free()) {
             let shared = self.open_shared().await?;
             self.free().put(shared);
         }
@@ -113,6 +151,7 @@ impl Pool {
     }
 
     fn opened_link(self: &Arc<Self>, opened: Result<Link, Fault>) {
+        self.report(opened.as_ref().err());
         let identity = self.identity();
         let mut outdated = None;
         let mut free = self.free();
@@ -136,6 +175,7 @@ impl Pool {
     }
 
     fn opened_shared(self: &Arc<Self>, opened: Result<Shared, Fault>) {
+        self.report(opened.as_ref().err());
         let left = {
             let mut free = self.free();
             free.opening_shared = false;
@@ -153,6 +193,14 @@ impl Pool {
             self.open_for_waiting(&mut free)
         };
         drop(left);
+    }
+
+    /// Who waited may have gone where it was quicker; the fault is the endpoint's all the same. What it does not speak is
+    /// looked after here.
+    fn report(self: &Arc<Self>, fault: Option<&Fault>) {
+        if let Some(fault) = fault.filter(|fault| !matches!(fault, Fault::OtherProtocol { .. })) {
+            self.unreached(fault);
+        }
     }
 
     async fn dial_link(&self) -> Result<Link, Fault> {
@@ -213,7 +261,7 @@ impl Pool {
     }
 
     async fn open_app(&self, address: &Address) -> Result<(Metered<TcpStream>, Arc<Entry>), Fault> {
-        let (io, remote, traffic) = dial_app(address, &self.listener.limits).await?;
+        let (io, remote, traffic) = dial_app(address, &self.listener).await?;
         let connection = Connection::new(Arc::clone(&self.listener), Kind::Pooled, None, remote, None, traffic);
         Ok((io, Arc::new(self.connections.enter(connection))))
     }

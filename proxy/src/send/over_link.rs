@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::header::{CONTENT_LENGTH, EXPECT};
@@ -76,7 +76,7 @@ pub(super) async fn send(
     link: Link,
     request: Request<RequestBody>,
 ) -> Result<Answered, Unanswered> {
-    let (pool, began) = (Arc::clone(asking.pool()), Instant::now());
+    let pool = Arc::clone(asking.pool());
     let waits = waits_for_consent(&request);
     let (parts, body) = request.into_parts();
     let asked = asked(&pool, &parts.method);
@@ -112,15 +112,13 @@ pub(super) async fn send(
     let (head, headers) = match poll_fn(|cx| talk.poll_head(cx, &asked, asking.interim)).await {
         Ok(head) => head,
         Err(error) => {
-            let stale = talk.link.used && !talk.heard && (!talk.sent || asking.repeatable);
-            let again =
-                asking.broke(stale, || spare.again()).map(|(body, why)| (Request::from_parts(parts, body), why));
+            let used = talk.link.used && !talk.heard;
+            let again = asking.broke(!talk.sent, used, &spare);
+            let again = again.map(|(body, why)| (Request::from_parts(parts, body), why));
             return Err(Unanswered { error, unsent: !talk.sent, again });
         }
     };
-    if head.status != StatusCode::SWITCHING_PROTOCOLS
-        && let Some((body, why)) = asking.answered(&head.verdict, began.elapsed(), || spare.again())
-    {
+    if let Some((body, why)) = asking.answered(&head.verdict, &spare) {
         let again = Some((Request::from_parts(parts, body), why));
         if talk.has_uploaded() && head.body.skip(&mut talk.input) && talk.input.is_empty() {
             talk.link.patience = head.patience;
@@ -378,7 +376,7 @@ impl FromLink {
 fn relayed(pool: &Arc<Pool>, mut body: FromLink) -> Received {
     let (sender, receiver) = mpsc::channel(1);
     // Nobody looks after a request any more whose connection has gone.
-    let idle = pool.listener().limits.idle;
+    let idle = pool.listener().limits.times.unattended();
     pool.lifecycle().spawn(async move {
         let mut to = PollSender::new(sender.clone());
         tokio::select! {

@@ -5,7 +5,6 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
@@ -42,7 +41,7 @@ pub(super) async fn send(
     mut stream: Stream,
     request: Request<RequestBody>,
 ) -> Result<Answered, Unanswered> {
-    let (pool, began) = (Arc::clone(asking.pool()), Instant::now());
+    let pool = Arc::clone(asking.pool());
     let (mut parts, body) = request.into_parts();
     let scheme = if pool.hop() == Hop::App { Scheme::HTTP } else { Scheme::HTTPS };
     convert::for_http2(&mut parts, scheme, || pool.authority());
@@ -51,7 +50,7 @@ pub(super) async fn send(
     let (mut response, sender) = match stream.sender.send_request(Request::from_parts(parts.clone(), ()), bodiless) {
         Ok(sent) => sent,
         Err(error) => {
-            let again = asking.broke(true, || spare.again());
+            let again = asking.broke(true, false, &spare);
             let again = again.map(|(body, why)| (Request::from_parts(parts, body), why));
             return Err(Unanswered { error: into_io(error), unsent: true, again });
         }
@@ -63,14 +62,14 @@ pub(super) async fn send(
         Ok(response) => response,
         Err(error) => {
             let unsent = is_unprocessed(&error);
-            let again = asking.broke(unsent || (asking.repeatable && used), || spare.again());
+            let again = asking.broke(unsent, used, &spare);
             let again = again.map(|(body, why)| (Request::from_parts(parts, body), why));
             return Err(Unanswered { error: into_io(error), unsent, again });
         }
     };
     let (head, stream) = response.into_parts();
     let verdict = Verdict::of(head.status, &head.headers);
-    if let Some((body, why)) = asking.answered(&verdict, began.elapsed(), || spare.again()) {
+    if let Some((body, why)) = asking.answered(&verdict, &spare) {
         let again = Some((Request::from_parts(parts, body), why));
         return Err(Unanswered { error: refused(head.status), unsent: false, again });
     }
@@ -139,7 +138,7 @@ impl Drop for FromStream {
 fn upload(pool: &Arc<Pool>, body: RequestBody, sender: SendStream<Bytes>, place: &Arc<Place>) -> Upload {
     let (upload, response) = oneshot::channel();
     let place = Arc::clone(place);
-    let idle = pool.listener().limits.idle;
+    let idle = pool.listener().limits.times.unattended();
     pool.lifecycle().spawn(async move {
         let mut sending = pin!(send_body(body, sender));
         tokio::select! {

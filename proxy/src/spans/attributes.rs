@@ -68,6 +68,9 @@ pub(super) fn of(line: &Line<'_>, version: Version) -> Vec<KeyValue> {
             say(key, id.into());
         }
     }
+    if let Some(route) = line.route {
+        say("countersign.route", text(route));
+    }
     if let Some(blame) = line.blame {
         say("countersign.fault", blame.as_str().into());
     }
@@ -106,4 +109,4 @@ const CLIENT: (&str, &str) = ("client.address", "client.port");
 const SERVER: (&str, &str) = ("server.address", "server.port");
 
 /// As many as there can be.
-const MOST: usize = 20;
+const MOST: usize = 21;

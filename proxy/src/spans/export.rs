@@ -178,7 +178,7 @@ impl Sender {
         let named = match &address {
             // The zone of an IPv6 address is this host's business.
             Address::Socket(address) => SocketAddr::new(address.ip(), address.port()).to_string(),
-            name @ Address::Name(..) => name.to_string(),
+            name @ (Address::Name(..) | Address::Srv(_)) => name.to_string(),
         };
         let endpoint = Endpoint::from_shared(format!("http://{named}"))?.timeout(PATIENCE);
         let endpoint = endpoint.user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")))?;
@@ -188,6 +188,8 @@ impl Sender {
                 let stream = match address {
                     Address::Socket(address) => TcpStream::connect(address).await?,
                     Address::Name(host, port) => TcpStream::connect((host, port)).await?,
+                    // The configuration takes none here.
+                    Address::Srv(_) => return Err(io::ErrorKind::Unsupported.into()),
                 };
                 stream.set_nodelay(true)?;
                 *state.local.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.local_addr()?);

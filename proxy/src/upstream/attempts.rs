@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use super::Endpoint;
+use crate::fault::{Fault, Hop};
 
 /// The attempts at one request.
 #[derive(Default)]
 pub(crate) struct Attempts {
     made: u32,
     replays: u32,
+    /// Whether anything of the request may have come to the next hop, and been done.
+    sent: bool,
     /// Endpoints that it is not sent to any more.
     tried: Vec<Arc<Endpoint>>,
 }
@@ -55,6 +58,22 @@ impl Attempts {
     pub(super) fn failed_at(&mut self, endpoint: &Arc<Endpoint>) {
         self.made += 1;
         self.try_at(endpoint);
+    }
+
+    /// Notes whether an attempt that failed had sent anything.
+    pub(crate) fn sent(&mut self, sent: bool) {
+        self.sent |= sent;
+    }
+
+    /// What is said of a request that ends with `fault`: where an attempt before had sent it, it may have been done, whatever
+    /// has become of the last one.
+    pub(crate) fn in_all(&self, fault: Fault, hop: Hop) -> Fault {
+        if self.sent && fault.is_unsent() { Fault::Broke { hop, reason: fault.to_string() } } else { fault }
+    }
+
+    /// At how many endpoints it was tried.
+    pub(super) fn tried(&self) -> usize {
+        self.tried.len()
     }
 
     /// How many attempts were made.

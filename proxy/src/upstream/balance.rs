@@ -42,13 +42,17 @@ fn choose<'a>(
     next: &AtomicUsize,
     now: Instant,
 ) -> Option<&'a Arc<Member>> {
-    let count = members.len();
-    let from = |start: usize| members.iter().cycle().skip(start % count.max(1)).take(count).filter(&fit);
     match balance {
-        Balance::RoundRobin => from(next.fetch_add(1, Ordering::Relaxed)).next(),
+        // Among those that are fit, or who follows one that is out would have its turns too.
+        Balance::RoundRobin => {
+            let count = members.iter().filter(&fit).count();
+            let turn = next.fetch_add(1, Ordering::Relaxed) % count.max(1);
+            members.iter().filter(&fit).cycle().nth(turn)
+        }
         Balance::LeastConnections => {
-            let start = usize::from(rand::random::<u16>());
-            from(start).min_by(|a, b| weighed(a, now, per_connection).total_cmp(&weighed(b, now, per_connection)))
+            let (count, start) = (members.len(), usize::from(rand::random::<u16>()));
+            let from = members.iter().cycle().skip(start % count.max(1)).take(count).filter(&fit);
+            from.min_by(|a, b| weighed(a, now, per_connection).total_cmp(&weighed(b, now, per_connection)))
         }
         Balance::PeakEwma => two(members, &fit, |member| weighed(member, now, Endpoint::cost)),
         Balance::LeastRequest => two(members, &fit, |member| weighed(member, now, per_connection)),
@@ -71,7 +75,8 @@ fn two<'a>(
         _ => {
             let first = (random >> 32) as usize % count;
             let second = (first + 1 + (random & 0xffff_ffff) as usize % (count - 1)) % count;
-            let (first, second) = (nth(first)?, nth(second)?);
+            // One of them may be out by now.
+            let (Some(first), Some(second)) = (nth(first), nth(second)) else { return nth(0) };
             Some(if cost(second) < cost(first) { second } else { first })
         }
     }

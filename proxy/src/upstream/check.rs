@@ -10,7 +10,7 @@ use http::header::{CONTENT_TYPE, TE};
 use http::{HeaderValue, Method, Request, StatusCode, Version};
 use prost::Message;
 use tokio::io::AsyncWriteExt;
-use tokio::time::{interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::health::Reason;
 use super::{Member, Upstream};
@@ -34,6 +34,7 @@ impl Upstream {
         let lifecycle = self.parts.lifecycle.clone();
         self.parts.lifecycle.spawn(async move {
             let mut clock = interval(check.interval);
+            clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut records: Vec<(Arc<Member>, Record)> = Vec::new();
             loop {
                 tokio::select! {

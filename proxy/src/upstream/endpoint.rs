@@ -37,6 +37,8 @@ pub(crate) struct Endpoint {
     held_until: AtomicU64,
     /// Whether it is being tried whether a connection to it comes about.
     pub(super) tried: AtomicBool,
+    /// Whether it is none of the upstream's any more.
+    removed: AtomicBool,
 }
 
 impl Endpoint {
@@ -49,6 +51,7 @@ impl Endpoint {
             health: Health::default(),
             held_until: AtomicU64::new(0),
             tried: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
         })
     }
 
@@ -88,8 +91,8 @@ impl Endpoint {
         until != 0 && self.since_birth(now) < until
     }
 
-    /// Notes how a request was answered, `took` after it was sent.
-    pub(crate) fn answered(&self, verdict: &Verdict, took: Duration) {
+    /// Notes how a request was answered, `waited` after it was sent; `None` if that was before it was sent whole.
+    pub(crate) fn answered(&self, verdict: &Verdict, waited: Option<Duration>) {
         if self.is_alone() {
             return;
         }
@@ -102,7 +105,9 @@ impl Endpoint {
             self.group.metrics.held();
             return;
         }
-        self.latency.note(took, now);
+        if let Some(waited) = waited {
+            self.latency.note(waited, now);
+        }
         if verdict.is_failure() {
             self.failed(now);
         } else if self.health.succeeded(now) {
@@ -111,28 +116,46 @@ impl Endpoint {
     }
 
     /// Notes that a request broke before it was answered.
-    pub(crate) fn broke(&self) {
+    pub(crate) fn broke(&self, waited: Option<Duration>) {
         if !self.is_alone() {
+            self.gave_up(waited);
             self.failed(Instant::now());
         }
     }
 
+    /// Notes that nobody waits for an answer any more: it would have taken at least so long.
+    pub(crate) fn gave_up(&self, waited: Option<Duration>) {
+        let now = Instant::now();
+        if let Some(waited) = waited.filter(|waited| !self.is_alone() && waited.as_secs_f64() > self.latency.at(now)) {
+            self.latency.note(waited, now);
+        }
+    }
+
+    /// Notes that it is none of the upstream's any more.
+    pub(super) fn removed(&self) {
+        self.removed.store(true, Ordering::Release);
+        if self.health.comes_back(Instant::now()) {
+            self.group.metrics.back();
+        }
+    }
+
+    /// Whether it is none of the upstream's any more.
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
     /// Notes that no connection came about. True if somebody has to find out when one does.
-    pub(super) fn unreached(&self, why: &str) -> bool {
-        if self.is_alone() {
+    pub(crate) fn unreached(&self, why: &str) -> bool {
+        if self.is_alone() || self.is_removed() {
             return false;
         }
-        if self.health.is_in() {
-            self.health.eject(Reason::Unreachable, &self.group.rule, Instant::now());
-            self.is_out(Reason::Unreachable, why);
-        }
+        self.eject(Reason::Unreachable, why);
         !self.tried.swap(true, Ordering::AcqRel)
     }
 
     /// Takes it out.
     pub(super) fn eject(&self, reason: Reason, why: &str) {
-        if self.health.is_in() {
-            self.health.eject(reason, &self.group.rule, Instant::now());
+        if !self.is_removed() && self.health.is_in() && self.health.eject(reason, &self.group.rule, Instant::now()) {
             self.is_out(reason, why);
         }
     }
@@ -150,6 +173,9 @@ impl Endpoint {
     }
 
     fn failed(&self, now: Instant) {
+        if self.is_removed() {
+            return;
+        }
         // What answers badly is better than nothing: half of them stay, whatever they answer.
         let half = self.group.members.load(Ordering::Relaxed) / 2;
         let may_eject = self.group.metrics.out() < half;

@@ -12,7 +12,7 @@ use super::health::{Reason, outliers};
 use super::{Endpoint, Members, Upstream};
 use crate::discovery::Found;
 use crate::fault::Fault;
-use crate::pool::{Pool, Target, Turn};
+use crate::pool::{Pool, Target};
 
 impl Upstream {
     /// Takes up what `found` has, and what it will have.
@@ -71,6 +71,9 @@ impl Upstream {
             let addresses: Vec<String> = all.iter().map(|member| member.endpoint.name()).collect();
             tracing::info!(listener = %self.listener.name, endpoints = addresses.join(", "), "the endpoints are these");
         }
+        for gone in before.all.iter().filter(|member| !all.iter().any(|m| Arc::ptr_eq(&m.endpoint, &member.endpoint))) {
+            gone.endpoint.removed();
+        }
         self.set(Members { all, known: true, problem: found.problem.clone() });
     }
 
@@ -91,20 +94,22 @@ impl Upstream {
     }
 }
 
-impl Turn {
+impl Pool {
     /// Notes that no connection to its endpoint came about. Until one does, it is tried apart from any request.
-    pub(super) fn unreached(&self, fault: &Fault) {
-        if self.endpoint().unreached(&fault.to_string()) {
-            let (pool, endpoint) = (self.pool(), Arc::clone(self.endpoint()));
-            pool.lifecycle().spawn(reach(endpoint, Arc::downgrade(pool), pool.lifecycle().clone()));
+    pub(crate) fn unreached(self: &Arc<Self>, fault: &Fault) {
+        if fault.is_of_endpoint() && self.endpoint().unreached(&fault.to_string()) {
+            // Somebody else who answers goes away no sooner than a deployment takes.
+            let wait = if matches!(fault, Fault::Unreachable { .. }) { FIRST_TRY } else { LAST_TRY };
+            let endpoint = Arc::clone(self.endpoint());
+            self.lifecycle().spawn(reach(endpoint, Arc::downgrade(self), wait, self.lifecycle().clone()));
         }
     }
 }
 
 /// Tries to reach an endpoint until it is reached, or `pool` is gone.
-async fn reach(endpoint: Arc<Endpoint>, pool: Weak<Pool>, lifecycle: Lifecycle) {
+async fn reach(endpoint: Arc<Endpoint>, pool: Weak<Pool>, wait: Duration, lifecycle: Lifecycle) {
     tokio::select! {
-        () = until_reached(&endpoint, &pool) => {}
+        () = until_reached(&endpoint, &pool, wait) => {}
         () = lifecycle.stopping() => return,
     }
     // From here on a request that does not reach it begins anew. One that is gone is not asked any more, and where only
@@ -115,13 +120,12 @@ async fn reach(endpoint: Arc<Endpoint>, pool: Weak<Pool>, lifecycle: Lifecycle) 
     }
 }
 
-async fn until_reached(endpoint: &Endpoint, pool: &Weak<Pool>) {
-    let mut wait = FIRST_TRY;
+async fn until_reached(endpoint: &Endpoint, pool: &Weak<Pool>, mut wait: Duration) {
     loop {
         // Not all at once, where many sidecars have lost the same endpoint.
         let share = 0.75 + 0.5 * f64::from(rand::random::<u16>()) / f64::from(u16::MAX);
         sleep(wait.mul_f64(share)).await;
-        let Some(pool) = pool.upgrade() else { return };
+        let Some(pool) = pool.upgrade().filter(|_| !endpoint.is_removed()) else { return };
         match pool.reach().await {
             Ok(()) => return,
             Err(fault) => tracing::debug!(endpoint = %endpoint.name(), %fault, "is still not reached"),

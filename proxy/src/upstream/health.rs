@@ -110,23 +110,19 @@ impl Health {
         self.bad.fetch_add(1, Ordering::Relaxed);
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         match self.standing.load(Ordering::Relaxed) {
-            PROBED => {
-                self.eject(Reason::Failures, rule, now);
-                Some(Ejected::Still)
-            }
-            IN if may_eject && rule.failures.is_some_and(|most| failures >= most) => {
-                self.eject(Reason::Failures, rule, now);
-                Some(Ejected::Now)
-            }
-            _ => None,
+            PROBED => {}
+            IN if may_eject && rule.failures.is_some_and(|most| failures >= most) => {}
+            _ => return None,
         }
+        Some(if self.eject(Reason::Failures, rule, now) { Ejected::Now } else { Ejected::Still })
     }
 
-    /// Takes it out; returns for how long. The time is doubled each time that it was not in for long before.
-    pub(super) fn eject(&self, reason: Reason, rule: &Rule, now: Instant) -> Duration {
+    /// Takes it out. The time is doubled each time that it was not in for long before. False if it was out.
+    pub(super) fn eject(&self, reason: Reason, rule: &Rule, now: Instant) -> bool {
         let mut ejected = self.ejection();
         let was_in_for_long = ejected.back.is_none_or(|back| now.saturating_duration_since(back) > rule.longest);
-        if self.is_in() && was_in_for_long {
+        let was_in = ejected.reason.is_none();
+        if was_in && was_in_for_long {
             ejected.times = 0;
         }
         let backoff = rule.backoff.saturating_mul(1 << ejected.times.min(20)).min(rule.longest);
@@ -135,7 +131,7 @@ impl Health {
         ejected.until = Some(now + backoff);
         self.failures.store(0, Ordering::Relaxed);
         self.standing.store(OUT, Ordering::Relaxed);
-        backoff
+        was_in
     }
 
     /// Takes it in again. False if it was in.
@@ -226,9 +222,12 @@ mod tests {
         assert!(health.may_be_probed(now));
         assert!(health.succeeded(now) && health.is_in());
         // It was not in for long.
-        assert_eq!(health.eject(Reason::Failures, &RULE, now + SECOND), 4 * SECOND);
-        health.comes_back(now + 2 * SECOND);
-        assert_eq!(health.eject(Reason::Failures, &RULE, now + 60 * SECOND), SECOND);
+        assert!(health.eject(Reason::Failures, &RULE, now + SECOND));
+        assert!(!health.may_be_probed(now + 4 * SECOND) && health.may_be_probed(now + 5 * SECOND));
+        health.comes_back(now + 6 * SECOND);
+        assert!(health.eject(Reason::Failures, &RULE, now + 60 * SECOND));
+        assert!(!health.eject(Reason::Check, &RULE, now + 60 * SECOND), "it was out");
+        assert!(health.ejection().until == Some(now + 62 * SECOND));
     }
 
     #[test]

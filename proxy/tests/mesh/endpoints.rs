@@ -644,3 +644,118 @@ async fn the_identity_of_a_part_is_not_that_of_the_rest() {
     assert_eq!(caller.ask("POST", "secret").await.0, 503);
     assert!(main.seen().is_empty());
 }
+
+#[tokio::test]
+async fn a_body_that_its_caller_breaks_off_never_arrives_as_a_whole_one() {
+    let authority = Authority::new();
+    let whole = Arc::new(Mutex::new(Vec::new()));
+    let mut lives = Vec::new();
+    let mut at = Vec::new();
+    for _ in 0..2 {
+        let whole = Arc::clone(&whole);
+        let app = App::http1(move |request| {
+            let whole = Arc::clone(&whole);
+            async move {
+                let path = request.uri().path().to_owned();
+                if let Ok(body) = request.into_body().collect().await {
+                    whole.lock().unwrap().push((path, body.to_bytes().len()));
+                }
+                answer("done")
+            }
+        })
+        .await;
+        let (inbound, sidecar) = called(&authority, app.address, "http").await;
+        at.push(inbound);
+        lives.push((app, sidecar));
+    }
+    let caller = Caller::start(&authority, &at, "http", ", balance: round_robin").await;
+    for expect in ["", "expect: 100-continue\r\n"] {
+        // The connections have waited when they meet it.
+        for _ in 0..4 {
+            assert_eq!(caller.ask("GET", "").await.0, 200);
+        }
+        for sent in ["", "5\r\nhello\r\n"] {
+            let mut tcp = TcpStream::connect(caller.entrance).await.unwrap();
+            let head = format!("PUT /broken HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n{expect}\r\n{sent}");
+            tcp.write_all(head.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    for _ in 0..4 {
+        assert_eq!(caller.ask("GET", "").await.0, 200);
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let whole = whole.lock().unwrap().clone();
+    assert!(!whole.iter().any(|(path, _)| path == "/broken"), "{whole:?}");
+    assert!(caller.metric("countersign_endpoint_ejections_total", "") < 0.5, "it was not the fault of an endpoint");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_never_ends_its_handshake_is_taken_out_though_nobody_waits_for_it() {
+    let authority = Authority::new();
+    let good = Workload::start(&authority, SERVER, FINE).await;
+    let silent = App::tcp(|tcp| async move {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        drop(tcp);
+    })
+    .await;
+    let at = [silent.address, good.app.address];
+    let caller = Caller::start(&authority, &at, "http", ", balance: round_robin, limits: { handshake: 500ms }").await;
+    until("it is out", || async {
+        assert_eq!(caller.ask("GET", "").await.0, 200);
+        caller.metric("countersign_endpoints_out", "") > 0.5
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_does_not_answer_does_not_draw_the_requests_to_it() {
+    let authority = Authority::new();
+    let good = Workload::start(&authority, SERVER, FINE).await;
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let app = App::http1(move |_| {
+        count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            answer("late")
+        }
+    })
+    .await;
+    let (hung, _lives) = called(&authority, app.address, "http").await;
+    let caller = Caller::start(&authority, &[good.app.address, hung], "http", "").await;
+    let mut served = 0;
+    for _ in 0..60 {
+        // Its callers give up soon.
+        let answered = tokio::time::timeout(Duration::from_millis(150), caller.ask("GET", "")).await;
+        served += usize::from(answered.is_ok_and(|(status, _)| status == 200));
+    }
+    assert!(served >= 50, "{served} of 60 were served, {asked:?} met the one that hangs");
+}
+
+#[tokio::test]
+async fn it_is_not_said_of_a_request_that_was_sent_that_it_may_be_sent_again() {
+    // Answers once, then reads the next request, and is gone.
+    let gone = Arc::new(tokio::sync::Notify::new());
+    let tell = Arc::clone(&gone);
+    let app = App::tcp(move |mut tcp| {
+        let tell = Arc::clone(&tell);
+        async move {
+            read_to(&mut tcp, "\r\n\r\n").await;
+            tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            if read_to(&mut tcp, "\r\n\r\n").await.contains("DELETE") {
+                tell.notify_one();
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    })
+    .await;
+    let pair = super::support::Pair::start("http", app.address).await;
+    assert_eq!(client::get(pair.entrance, "/").await.0, 200);
+    let asked = tokio::spawn(client::send(pair.entrance, client::request("DELETE", "/thing", client::empty())));
+    soon("the request", gone.notified()).await;
+    app.leave();
+    let response = soon("an answer", asked).await.unwrap();
+    assert_eq!(response.status().as_u16(), 502);
+    assert!(!response.headers().contains_key("x-countersign-retry"), "{:?}", response.headers());
+}

@@ -47,6 +47,8 @@ pub(crate) struct Pair {
     pub(crate) name: String,
     /// The configuration of the client's sidecar, without the admin endpoint.
     pub(crate) client_config: String,
+    /// That of the server's.
+    pub(crate) server_config: String,
 }
 
 /// The metrics of this test process; every sidecar of it records into them.
@@ -135,6 +137,18 @@ impl Pair {
 
     /// As [`Pair::start_with`]; who carries the traffic of the outbound side, and of the inbound one.
     pub(crate) async fn start_on(workers: [&Workers; 2], protocol: &str, app: SocketAddr, more: &str) -> Self {
+        Self::start_whole(workers, protocol, app, ["", ""], more).await
+    }
+
+    /// A pair that is ready, with more keys of the outbound listener, and of the inbound one.
+    pub(crate) async fn start_keyed(protocol: &str, app: SocketAddr, keys: [&str; 2]) -> Self {
+        let here = Workers::on(&Handle::current());
+        Self::start_whole([&here, &here], protocol, app, keys, "").await
+    }
+
+    async fn start_whole(workers: [&Workers; 2], protocol: &str, app: SocketAddr, keys: [&str; 2], more: &str) -> Self {
+        let [outbound, inbound_keys] =
+            keys.map(|keys| if keys.is_empty() { String::new() } else { format!(", {keys}") });
         let authority = Authority::new();
         let (client_api, server_api) = (WorkloadApi::new(), WorkloadApi::new());
         client_api.identity(&authority.issue(CLIENT), &[&authority]);
@@ -145,10 +159,11 @@ impl Pair {
         // Unique, for metrics are one to the test process.
         let name = format!("edge-{}-{}", entrance.port(), inbound.port());
         let client_config = format!(
-            "outbound:\n- {{ name: {name}, listen: '{entrance}', to: '{inbound}', identity: /ns/t/sa/server, protocol: {protocol} }}\n{more}"
+            "outbound:\n- {{ name: {name}, listen: '{entrance}', to: '{inbound}', identity: /ns/t/sa/server, protocol: {protocol}{outbound} }}\n{more}"
         );
-        let server_config =
-            format!("inbound:\n- {{ name: {name}, listen: '{inbound}', app: '{app}', protocol: {protocol} }}\n{more}");
+        let server_config = format!(
+            "inbound:\n- {{ name: {name}, listen: '{inbound}', app: '{app}', protocol: {protocol}{inbound_keys} }}\n{more}"
+        );
         let start = |config: &str, api: &WorkloadApi, workers: &Workers| {
             Sidecar::start_with(config, IdentityFrom::WorkloadApi(api.endpoint()), workers.clone())
         };
@@ -156,7 +171,18 @@ impl Pair {
         let server = start(&server_config, &server_api, workers[1]);
         client.ready().await;
         server.ready().await;
-        Self { authority, client, client_api, server, server_api, entrance, inbound, name, client_config }
+        Self {
+            authority,
+            client,
+            client_api,
+            server,
+            server_api,
+            entrance,
+            inbound,
+            name,
+            client_config,
+            server_config,
+        }
     }
 
     /// How `id` connects to the inbound side.

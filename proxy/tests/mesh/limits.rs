@@ -1,0 +1,327 @@
+//! Limits of time: of a listener, and of the requests of one of its routes; over both versions of HTTP, and so both ways
+//! through the sidecar.
+
+use std::time::Duration;
+
+use futures::future::{join, join_all};
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::support::app::answer;
+use super::support::sidecar::metric;
+use super::support::{App, Pair, client, free_address, read_to, soon, until};
+
+/// An app that is silent until it is told: `…/stream` after a first piece, `…/silent` from the beginning.
+async fn app() -> (App, watch::Sender<bool>) {
+    let (tell, told) = watch::channel(false);
+    let app = App::http1(move |request: Request<Incoming>| {
+        let mut told = told.clone();
+        async move {
+            let path = request.uri().path().to_owned();
+            if path.contains("silent") {
+                told.wait_for(|told| *told).await.unwrap();
+            }
+            if !path.ends_with("stream") {
+                return answer(path);
+            }
+            let (pieces, body) = client::pieces();
+            pieces.send("first".into()).unwrap();
+            tokio::spawn(async move {
+                told.wait_for(|told| *told).await.unwrap();
+                // Nobody may be there any more.
+                let _ = pieces.send("second".into());
+            });
+            Response::new(body.map_err(|never| match never {}).boxed())
+        }
+    })
+    .await;
+    (app, tell)
+}
+
+/// What the app's own client speaks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Version {
+    Http1,
+    Http2,
+}
+
+const VERSIONS: [Version; 2] = [Version::Http1, Version::Http2];
+
+async fn ask(pair: &Pair, version: Version, path: &str) -> Response<Incoming> {
+    if version == Version::Http1 {
+        return client::send(pair.entrance, client::request("GET", path, client::empty())).await;
+    }
+    let request = Request::get(format!("http://app.test{path}")).body(client::empty()).unwrap();
+    soon("a response", client::http2(pair.entrance).await.send_request(request)).await.unwrap()
+}
+
+/// A response after its first piece.
+async fn begun(pair: &Pair, version: Version, path: &str) -> Response<Incoming> {
+    let mut response = ask(pair, version, path).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(piece(&mut response).await, "first");
+    response
+}
+
+async fn piece(response: &mut Response<Incoming>) -> String {
+    let frame = soon("a piece", response.body_mut().frame()).await.unwrap().unwrap();
+    String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap()
+}
+
+/// Waits until a response is cut, which does not look like its end.
+async fn is_cut(mut response: Response<Incoming>, version: Version) {
+    let error = soon("the cut", response.body_mut().frame()).await.expect("it ended as if it was whole").unwrap_err();
+    if version == Version::Http2 {
+        let mut source: Option<&dyn std::error::Error> = Some(&error);
+        let reset = std::iter::from_fn(|| {
+            let error = source.take()?;
+            source = error.source();
+            Some(error.to_string())
+        });
+        let said: Vec<String> = reset.collect();
+        assert!(said.iter().any(|error| error.contains("stream error received")), "{said:?}");
+    }
+}
+
+/// How often a request was ended for `reason`, by either sidecar.
+fn faults(pair: &Pair, reason: &str) -> f64 {
+    metric("countersign_faults_total", &[&format!("reason=\"{reason}\""), &pair.label()])
+}
+
+#[tokio::test]
+async fn a_stream_may_be_silent_past_the_limit_of_its_listener_where_its_route_lets_it() {
+    let (app, tell) = app().await;
+    let limits = "http, limits: { idle: 1s }, routes: [{ paths: '/events/**', limits: { idle: never } }]";
+    let pair = Pair::start(limits, app.address).await;
+    let kept = join_all(VERSIONS.map(|version| begun(&pair, version, "/events/stream"))).await;
+    join_all(VERSIONS.map(async |version| is_cut(begun(&pair, version, "/stream").await, version).await)).await;
+    // The callers did not go away.
+    assert!(faults(&pair, "idle") > 1.5, "{}", faults(&pair, "idle"));
+    // Time in which the first might be cut too.
+    sleep(Duration::from_secs(2)).await;
+    tell.send_replace(true);
+    for mut response in kept {
+        assert_eq!(piece(&mut response).await, "second");
+        assert_eq!(client::text(response).await, "");
+    }
+}
+
+#[tokio::test]
+async fn a_route_may_be_cut_earlier_than_its_listener() {
+    let (app, _tell) = app().await;
+    let pair = Pair::start("http, routes: [{ paths: '/short/**', limits: { idle: 1s } }]", app.address).await;
+    let start = Instant::now();
+    join_all(VERSIONS.map(async |version| {
+        is_cut(begun(&pair, version, "/short/stream").await, version).await;
+        assert!(start.elapsed() >= Duration::from_secs(1), "{version:?}: {:?}", start.elapsed());
+    }))
+    .await;
+    assert!(faults(&pair, "idle") > 1.5);
+}
+
+#[tokio::test]
+async fn the_time_for_the_first_byte_is_that_of_the_route() {
+    let (app, tell) = app().await;
+    let limits = "http, limits: { first_byte: 1s }, \
+                  routes: [{ paths: '/batch/**', methods: [POST] }, { paths: '/batch/**', limits: { first_byte: 1h } }]";
+    let pair = Pair::start(limits, app.address).await;
+    let patient = join_all(VERSIONS.map(|version| ask(&pair, version, "/batch/silent")));
+    let others = async {
+        let late = join_all(VERSIONS.map(|version| ask(&pair, version, "/silent"))).await;
+        assert!(late.iter().all(|late| late.status() == 504), "{late:?}");
+        // What another route has before it is another's.
+        let post = client::request("POST", "/batch/silent", client::empty());
+        assert_eq!(client::send(pair.entrance, post).await.status(), 504);
+        tell.send_replace(true);
+    };
+    let (in_time, ()) = join(patient, others).await;
+    assert!(in_time.iter().all(|in_time| in_time.status() == 200), "{in_time:?}");
+}
+
+#[tokio::test]
+async fn a_total_limit_answers_504_before_the_response_and_cuts_it_after() {
+    let (app, tell) = app().await;
+    let pair = Pair::start("http, routes: [{ paths: '/t/**', limits: { total: 2s } }]", app.address).await;
+    let mut unlimited = begun(&pair, Version::Http1, "/stream").await;
+    let start = Instant::now();
+    join_all(VERSIONS.map(async |version| {
+        let cut = async { is_cut(begun(&pair, version, "/t/stream").await, version).await };
+        let (late, ()) = join(ask(&pair, version, "/t/silent"), cut).await;
+        assert_eq!(late.status(), 504, "{version:?}");
+        assert!(start.elapsed() >= Duration::from_secs(2), "{version:?}: {:?}", start.elapsed());
+        assert!(client::text(late).await.starts_with("the request took too long"), "{version:?}");
+        assert_eq!(client::text(ask(&pair, version, "/t/quick").await).await, "/t/quick");
+    }))
+    .await;
+    assert!(faults(&pair, "total") > 3.5, "{}", faults(&pair, "total"));
+    tell.send_replace(true);
+    assert_eq!(piece(&mut unlimited).await, "second");
+}
+
+#[tokio::test]
+async fn a_path_with_two_readings_has_the_limits_of_the_listener() {
+    let (app, _tell) = app().await;
+    let limits =
+        "http, paths: encoded, limits: { first_byte: 1h }, routes: [{ paths: '/**', limits: { first_byte: 1s } }]";
+    let pair = Pair::start(limits, app.address).await;
+    join_all(VERSIONS.map(async |version| {
+        tokio::select! {
+            ended = ask(&pair, version, "/silent%2Fx") => panic!("{version:?}: {}", ended.status()),
+            plain = ask(&pair, version, "/silent/x") => assert_eq!(plain.status(), 504, "{version:?}"),
+        }
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_request_has_become_rests_as_long_as_its_route_lets_it() {
+    let app = App::tcp(|mut tcp| async move {
+        read_to(&mut tcp, "\r\n\r\n").await;
+        let switched = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+        tcp.write_all(switched).await.unwrap();
+        let (mut from, mut to) = tcp.split();
+        let _ = tokio::io::copy(&mut from, &mut to).await;
+    })
+    .await;
+    let limits = "http, limits: { idle: 1s }, \
+                  routes: [{ paths: /long, limits: { idle: 1h } }, { paths: /total, limits: { idle: 1h, total: 2s } }]";
+    let pair = Pair::start(limits, app.address).await;
+    let switch = async |path: &str| {
+        let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nhost: app.test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n");
+        tcp.write_all(head.as_bytes()).await.unwrap();
+        let answer = read_to(&mut tcp, "\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        tcp
+    };
+    let mut long = switch("/long").await;
+    join_all(["/short", "/total"].map(async |path| {
+        let mut ended = switch(path).await;
+        assert!(matches!(soon("its end", ended.read(&mut [0; 1])).await, Ok(0) | Err(_)), "{path}");
+    }))
+    .await;
+    // Time in which it might be ended too.
+    sleep(Duration::from_secs(1)).await;
+    long.write_all(b"hello").await.unwrap();
+    assert_eq!(read_to(&mut long, "hello").await, "hello");
+}
+
+#[tokio::test]
+async fn a_grpc_call_is_told_that_its_time_is_over_and_its_own_deadline_goes_on_as_it_came() {
+    let app = App::http2(|request: Request<Incoming>| async move {
+        match request.uri().path() {
+            "/llm.Chat/Slow" => std::future::pending().await,
+            "/llm.Chat/Stream" => {
+                let (pieces, body) = client::pieces();
+                pieces.send("first".into()).unwrap();
+                tokio::spawn(async move { pieces.closed().await });
+                Response::new(body.map_err(|never| match never {}).boxed())
+            }
+            _ => answer(request.headers()["grpc-timeout"].as_bytes().to_vec()),
+        }
+    })
+    .await;
+    let limits = "grpc, routes: [{ paths: [/llm.Chat/Slow, /llm.Chat/Stream], limits: { total: 1s } }, \
+                  { paths: '/**', limits: { total: 1h } }]";
+    let pair = Pair::start(limits, app.address).await;
+    let sender = client::http2(pair.entrance).await;
+    let call = async |method: &str| {
+        let request = Request::post(format!("http://app.test/llm.Chat/{method}"))
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", "00250001u");
+        soon("a response", sender.clone().send_request(request.body(client::empty()).unwrap())).await.unwrap()
+    };
+    // Below our limits it is for the two ends to keep.
+    assert_eq!(client::text(call("Quick").await).await, "00250001u");
+    let (late, mut stream) = join(call("Slow"), call("Stream")).await;
+    assert_eq!(piece(&mut stream).await, "first");
+    is_cut(stream, Version::Http2).await;
+    assert_eq!((late.status().as_u16(), &late.headers()["grpc-status"]), (200, &"4".parse().unwrap()));
+    assert_eq!(late.headers()["grpc-message"], "the request took too long");
+}
+
+#[tokio::test]
+async fn a_listener_has_as_many_connections_as_its_own_limit_says() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair =
+        Pair::start_with("http, limits: { connections: 1 }", app.address, "limits: { connections: 100 }\n").await;
+    let mut kept = client::http1(pair.entrance).await;
+    let request = || client::request("GET", "/", client::empty());
+    assert_eq!(client::text(soon("a response", kept.send_request(request())).await.unwrap()).await, "in");
+    let mut second = TcpStream::connect(pair.entrance).await.unwrap();
+    assert!(matches!(soon("it is closed", second.read(&mut [0; 1])).await, Ok(0) | Err(_)));
+    assert_eq!(client::text(soon("a response", kept.send_request(request())).await.unwrap()).await, "in");
+}
+
+#[tokio::test]
+async fn a_tcp_connection_rests_as_long_as_its_listener_lets_it() {
+    let app = App::echo().await;
+    let [short, long] = [
+        Pair::start("tcp, limits: { idle: 1s }", app.address).await,
+        Pair::start_with("tcp, limits: { idle: never }", app.address, "limits: { idle: 1s }\n").await,
+    ];
+    let connect = async |pair: &Pair| {
+        let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
+        tcp.write_all(b"hello").await.unwrap();
+        assert_eq!(read_to(&mut tcp, "hello").await, "hello");
+        tcp
+    };
+    let mut kept = connect(&long).await;
+    let mut ended = connect(&short).await;
+    assert!(matches!(soon("its end", ended.read(&mut [0; 1])).await, Ok(0) | Err(_)));
+    // Time in which it might be ended too.
+    sleep(Duration::from_secs(2)).await;
+    kept.write_all(b"again").await.unwrap();
+    assert_eq!(read_to(&mut kept, "again").await, "again");
+}
+
+#[tokio::test]
+async fn a_change_of_the_limits_of_one_listener_leaves_the_connections_of_another_alone() {
+    let (app, tell) = app().await;
+    let pair = Pair::start("http", app.address).await;
+    let (one, other) = (free_address(), free_address());
+    let listener = |name: &str, at: std::net::SocketAddr, more: &str| {
+        let to = pair.inbound;
+        format!("- {{ name: {name}, listen: '{at}', to: '{to}', identity: /ns/t/sa/server, protocol: http, {more} }}\n")
+    };
+    let config = |more: &str, file: &str| {
+        let listeners = [listener("one", one, "limits: { idle: 1h, total: never }"), listener("other", other, more)];
+        format!("outbound:\n{}limits: {{ {file} }}\n", listeners.concat())
+    };
+    pair.client.reload(&config("", "idle: 10m"));
+    until("both listen", || async { TcpStream::connect(one).await.is_ok() && TcpStream::connect(other).await.is_ok() })
+        .await;
+    let connect = async |at| {
+        let mut sender = client::http1(at).await;
+        let request = client::request("GET", "/", client::empty());
+        let response = soon("a response", sender.send_request(request)).await.unwrap();
+        assert_eq!(client::text(response).await, "/");
+        sender
+    };
+    let mut kept = connect(one).await;
+    let mut stream = client::send(one, client::request("GET", "/stream", client::empty())).await;
+    assert_eq!(piece(&mut stream).await, "first");
+    // Its own limits, its routes, and what it has of the file; each of them is not the other's.
+    for (more, file) in [
+        ("limits: { connections: 77 }", "idle: 10m"),
+        ("limits: { connections: 77 }, routes: [{ paths: /a }]", "idle: 10m"),
+        ("limits: { connections: 77 }, routes: [{ paths: /a, limits: { total: 9s } }]", "idle: 10m"),
+        ("limits: { connections: 77 }, routes: [{ paths: /a, limits: { total: 9s } }]", "idle: 20m"),
+    ] {
+        let ended = connect(other).await;
+        pair.client.reload(&config(more, file));
+        until("the connections of the changed listener end", || async { ended.is_closed() }).await;
+        let request = client::request("GET", "/kept", client::empty());
+        let response = soon("a response", kept.send_request(request)).await.unwrap();
+        assert_eq!(client::text(response).await, "/kept", "{more} {file}");
+    }
+    let (_, shown) = client::get(pair.client.admin, "/config").await;
+    assert!(shown.contains(r#""connections": 77"#) && shown.contains(r#""total": 9.0"#), "{shown}");
+    tell.send_replace(true);
+    assert_eq!(piece(&mut stream).await, "second");
+}
