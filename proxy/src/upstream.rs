@@ -10,6 +10,7 @@ mod attempts;
 mod balance;
 mod check;
 mod endpoint;
+mod faults;
 mod follow;
 mod health;
 mod latency;
@@ -39,6 +40,7 @@ use crate::telemetry::{Requests, UpstreamMetrics};
 pub(crate) use attempts::{Attempts, Why};
 pub(crate) use endpoint::Endpoint;
 use endpoint::Group;
+use faults::Faults;
 pub(crate) use verdict::Verdict;
 
 /// Another workload than the one that a listener names for most of its requests.
@@ -468,34 +470,6 @@ impl Upstream {
         self.group.members.store(members.all.len(), Ordering::Relaxed);
         self.group.metrics.members(members.all.len());
         self.members.send_replace(members);
-    }
-}
-
-/// Why no endpoint was reached.
-#[derive(Default)]
-struct Faults {
-    /// That somebody else answered says more than that nobody did elsewhere.
-    telling: Option<Fault>,
-    others: Vec<Fault>,
-}
-
-impl Faults {
-    fn add(&mut self, fault: Fault) {
-        match fault {
-            Fault::WrongPeer(_) | Fault::OtherProtocol { .. } | Fault::RefusedByPeer(_) => self.telling = Some(fault),
-            fault => self.others.push(fault),
-        }
-    }
-
-    fn into_one(mut self, hop: Hop, to: &str) -> Fault {
-        if let Some(telling) = self.telling {
-            return telling;
-        }
-        if self.others.len() == 1 {
-            return self.others.remove(0);
-        }
-        let reason = self.others.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        Fault::Unreachable { hop, to: to.to_owned(), reason }
     }
 }
 

@@ -134,6 +134,15 @@ impl Workload {
     }
 }
 
+/// It accepts, and that is all.
+async fn silent() -> App {
+    App::tcp(|tcp| async move {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        drop(tcp);
+    })
+    .await
+}
+
 const FINE: Does = Does::Answer("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine");
 const BROKEN: Does = Does::Answer("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 6\r\n\r\nbroken");
 
@@ -421,12 +430,7 @@ async fn an_endpoint_that_is_somebody_else_gets_no_byte_of_a_request() {
 async fn an_endpoint_that_does_not_answer_its_handshake_is_not_waited_for_alone() {
     let authority = Authority::new();
     let good = Workload::start(&authority, SERVER, FINE).await;
-    // It accepts, and that is all.
-    let silent = App::tcp(|tcp| async move {
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        drop(tcp);
-    })
-    .await;
+    let silent = silent().await;
     let caller = Caller::start(&authority, &[silent.address, good.app.address], "http", ", balance: round_robin").await;
     for _ in 0..4 {
         let began = Instant::now();
@@ -694,11 +698,7 @@ async fn a_body_that_its_caller_breaks_off_never_arrives_as_a_whole_one() {
 async fn an_endpoint_that_never_ends_its_handshake_is_taken_out_though_nobody_waits_for_it() {
     let authority = Authority::new();
     let good = Workload::start(&authority, SERVER, FINE).await;
-    let silent = App::tcp(|tcp| async move {
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        drop(tcp);
-    })
-    .await;
+    let silent = silent().await;
     let at = [silent.address, good.app.address];
     let caller = Caller::start(&authority, &at, "http", ", balance: round_robin, limits: { handshake: 500ms }").await;
     until("it is out", || async {

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use countersign_runtime::Workers;
 use http::{Request, Response};
@@ -15,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Barrier;
+use tokio::time::sleep;
 
 use super::support::app::{AppBody, answer};
 use super::support::sidecar::metric;
@@ -59,6 +61,8 @@ async fn an_app_that_serves_one_connection_answers_the_callers_of_every_worker()
     for _ in 0..5 {
         for sender in &mut senders {
             assert_eq!(ask(sender).await, 200);
+            // Its caller sees the end of a response a moment before the worker has given the connection to the app back.
+            sleep(Duration::from_millis(20)).await;
         }
     }
     // Each worker left its connection to the others.
