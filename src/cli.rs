@@ -1,5 +1,6 @@
 //! The command line: names, options and help.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,11 +26,13 @@ pub(crate) enum Command {
     #[command(hide = true)]
     DemoService(DemoService),
     /// Agent and proxy in one process: what runs beside a service
-    Sidecar(ConfigFile),
+    Sidecar(Serve),
     /// The data path only: identity from any SPIFFE Workload API, or from files
-    Proxy(ConfigFile),
+    Proxy(Serve),
     /// Identity and secrets only
     Agent(Agent),
+    /// Wait until a process is ready: what an app, or a health check, asks before it goes on
+    Wait(Wait),
     /// The authority: registers workloads, issues their certificates, hands out policy
     #[command(subcommand)]
     Ca(Ca),
@@ -68,6 +71,28 @@ pub(crate) struct ConfigFile {
     /// Read the file, report every problem, and exit
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    pub(crate) file: ConfigFile,
+    /// Run this app once it can be served, and end with its status when it has ended
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) app: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// The admin endpoint of the process; by default 127.0.0.1:15000
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// The sidecar's file that names it
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// How long to wait; with 0s it is looked once
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Args)]

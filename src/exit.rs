@@ -23,6 +23,8 @@ pub(crate) enum Failure {
     Configuration(Problems),
     /// What it needs is not there yet.
     Later(String),
+    /// The app that it ran has ended with this status, of which the app has said what there is to say.
+    App(u8),
 }
 
 impl Failure {
@@ -56,6 +58,7 @@ impl Failure {
                 eprintln!("countersign: {message}");
                 ExitCode::from(LATER)
             }
+            Self::App(status) => ExitCode::from(*status),
         }
     }
 }

@@ -4,8 +4,10 @@ mod authority;
 mod cli;
 mod demo;
 mod exit;
+mod job;
 mod sidecar;
 mod signals;
+mod wait;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -57,6 +59,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Sidecar(options) => sidecar::sidecar(&options, workers()?).await,
             Command::Proxy(options) => sidecar::proxy(&options, workers()?).await,
             Command::Agent(options) => sidecar::agent(&options).await,
+            Command::Wait(options) => wait::run(&options).await,
             Command::Ca(command) => authority::run(command).await,
         }
     });

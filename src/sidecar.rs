@@ -3,6 +3,7 @@
 //! The sidecar is nothing but an agent and a proxy in one process: the proxy asks the agent's unix socket, as any other
 //! client of the Workload API would.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,15 +12,19 @@ use countersign_agent::{Agent, AgentError, AuthorityConfig, Config as AgentConfi
 use countersign_config::{Changes, Document, Patient, Problems};
 use countersign_identity::TrustDomain;
 use countersign_policy::Policy;
-use countersign_proxy::{Config as ProxyConfig, IdentityFiles, IdentityFrom, PolicyFrom, Surroundings};
+use countersign_proxy::{
+    Config as ProxyConfig, IdentityFiles, IdentityFrom, PolicyFrom, ProxyError, Succession, Surroundings,
+};
 use countersign_runtime::admin::Admin;
+use countersign_runtime::takeover::TakeoverError;
 use countersign_runtime::{Lifecycle, Workers};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::cli::{Agent as AgentOptions, ConfigFile};
+use crate::cli::{Agent as AgentOptions, ConfigFile, Serve};
 use crate::exit::Failure;
+use crate::job::Job;
 use crate::signals;
 
 /// How long a single run waits for a backend that does not answer.
@@ -46,26 +51,47 @@ impl File {
     }
 }
 
-/// Runs agent and proxy.
-pub(crate) async fn sidecar(options: &ConfigFile, workers: Workers) -> Result<(), Failure> {
+/// Runs agent and proxy, and the app where one is given.
+pub(crate) async fn sidecar(options: &Serve, workers: Workers) -> Result<(), Failure> {
+    let path = &options.file.config;
     // Watched before it is read, so that no change is missed.
-    let changes = Changes::new([options.config.clone()]);
-    let Some(file) = read_or_check(options)? else { return Ok(()) };
+    let changes = Changes::new([path.clone()]);
+    let Some(file) = read_or_check(&options.file)? else { return Ok(()) };
+    let mut succession = succeed(options, &file).await?;
     let (lifecycle, metrics) = signals::begin()?;
     let identity = file.identity();
-    let agent = Agent::start(file.agent.clone(), &lifecycle).map_err(|error| agent_failure(&options.config, error))?;
+    let agent = Agent::start_after(file.agent.clone(), &lifecycle, succession.in_charge());
+    let agent = agent.map_err(|error| agent_failure(path, error))?;
     let ready = agent.ready();
     let ready: Vec<Box<dyn Fn() -> _ + Send + Sync>> = vec![Box::new(move || ready.now())];
-    serve(file, changes, options, Surroundings { identity, metrics, lifecycle, workers, ready }).await
+    succession.on_letting_go(move || {
+        let agent = agent.clone();
+        Box::pin(async move { agent.let_go().await })
+    });
+    serve(file, changes, options, Surroundings { identity, metrics, lifecycle, workers, ready, succession, app: None })
+        .await
 }
 
 /// Runs the proxy alone: its identity comes from whatever serves the Workload API, or from files.
-pub(crate) async fn proxy(options: &ConfigFile, workers: Workers) -> Result<(), Failure> {
-    let changes = Changes::new([options.config.clone()]);
-    let Some(file) = read_or_check(options)? else { return Ok(()) };
+pub(crate) async fn proxy(options: &Serve, workers: Workers) -> Result<(), Failure> {
+    let changes = Changes::new([options.file.config.clone()]);
+    let Some(file) = read_or_check(&options.file)? else { return Ok(()) };
+    let succession = succeed(options, &file).await?;
     let (lifecycle, metrics) = signals::begin()?;
-    let identity = file.identity();
-    serve(file, changes, options, Surroundings { identity, metrics, lifecycle, workers, ready: Vec::new() }).await
+    let (identity, ready) = (file.identity(), Vec::new());
+    serve(file, changes, options, Surroundings { identity, metrics, lifecycle, workers, ready, succession, app: None })
+        .await
+}
+
+/// Finds the process that this one takes over from, if there is one.
+async fn succeed(options: &Serve, file: &File) -> Result<Succession, Failure> {
+    let takeover = file.proxy.takeover.clone();
+    if takeover.is_some() && !options.app.is_empty() {
+        let reason =
+            "key \"takeover\" is for a sidecar that does not run its app: one that takes over would run it again";
+        return Err(Problems::of_file(options.file.config.display().to_string(), reason).into());
+    }
+    Succession::begin(takeover).await.map_err(|error| takeover_failure(&options.file.config, error))
 }
 
 /// Runs the agent alone, or publishes the secrets once.
@@ -91,14 +117,25 @@ pub(crate) async fn agent(options: &AgentOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn serve(file: File, changes: Changes, options: &ConfigFile, surroundings: Surroundings) -> Result<(), Failure> {
+async fn serve(file: File, changes: Changes, options: &Serve, mut surroundings: Surroundings) -> Result<(), Failure> {
     let File { agent, proxy: config } = file;
+    let path = options.file.config.clone();
     let lifecycle = surroundings.lifecycle.clone();
+    let job = Job::start(&options.app, &lifecycle)?;
+    surroundings.app = job.as_ref().map(Job::app);
     let (sender, receiver) = watch::channel(Arc::new(config));
-    lifecycle.spawn(reload(options.config.clone(), changes, agent, sender, lifecycle.clone()));
+    lifecycle.spawn(reload(path.clone(), changes, agent, sender, lifecycle.clone()));
     let served = countersign_proxy::run(receiver, surroundings).await;
     end(&lifecycle).await;
-    served.map_err(|error| Failure::failed("the proxy", error))
+    let ended = match job {
+        Some(job) => job.ended().await,
+        None => Ok(()),
+    };
+    match served {
+        Ok(()) => ended,
+        Err(ProxyError::Takeover(error)) => Err(takeover_failure(&path, error)),
+        Err(error) => Err(Failure::failed("the proxy", error)),
+    }
 }
 
 /// Takes up the proxy's part of the file whenever it changes; a broken file changes nothing. A changed part of the agent
@@ -169,6 +206,11 @@ fn read_or_check(options: &ConfigFile) -> Result<Option<File>, Failure> {
     Ok(None)
 }
 
+/// Where the admin endpoint listens by the file at `path`.
+pub(crate) fn admin(path: &Path) -> Result<SocketAddr, Failure> {
+    Ok(read(path)?.proxy.admin)
+}
+
 fn read(path: &Path) -> Result<File, Problems> {
     Document::read(path)?.decode(|root| {
         let table = root.table()?;
@@ -207,6 +249,18 @@ fn agent_failure(config: &Path, error: AgentError) -> Failure {
             Failure::Configuration(Problems::of_file(config.display().to_string(), error.to_string()))
         }
         error => Failure::failed("the agent", error),
+    }
+}
+
+fn takeover_failure(config: &Path, error: TakeoverError) -> Failure {
+    if error.is_transient() {
+        return Failure::Later(error.to_string());
+    }
+    match error {
+        TakeoverError::NotPrivate { .. } => {
+            Failure::Configuration(Problems::of_file(config.display().to_string(), error.to_string()))
+        }
+        error => Failure::failed("the take-over", error),
     }
 }
 

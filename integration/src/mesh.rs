@@ -280,6 +280,13 @@ impl Sidecar {
         self.process = Self::process(&self.directory);
     }
 
+    /// Starts another process with the file `name`, beside the one that runs; it has a log of its own.
+    pub fn beside(&self, name: &str) -> Process {
+        let config = self.path(name).display().to_string();
+        let log = (2..).map(|number| self.path(&format!("log-{number}"))).find(|log| !log.exists()).unwrap();
+        Process::countersign(&["sidecar", "-c", &config], &log)
+    }
+
     /// Waits until `/ready` answers 200.
     pub async fn ready(&self) {
         let what = format!("{} is ready", self.service.name);

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_runtime::{Lifecycle, Seat, Workers};
+use countersign_runtime::{Headroom, Lifecycle, Seat, Workers, out_of_files};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::alive;
@@ -35,6 +35,8 @@ pub(crate) struct Accepted {
 pub(crate) struct Door {
     pub(crate) socket: Arc<TcpListener>,
     pub(crate) listener: Arc<Listener>,
+    /// Nothing is accepted before.
+    pub(crate) in_charge: CancellationToken,
     /// Nothing is accepted from then on.
     pub(crate) ended: CancellationToken,
     pub(crate) lifecycle: Lifecycle,
@@ -68,8 +70,31 @@ where
     S: Fn(Accepted) -> F + Clone + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let Door { socket, listener, ended, lifecycle, workers } = door;
+    let Door { socket, listener, in_charge, ended, lifecycle, workers } = door;
+    // The process before this one may accept here still.
+    tokio::select! {
+        biased;
+        () = ended.cancelled() => return,
+        () = lifecycle.stopping() => return,
+        () = in_charge.cancelled() => {}
+    }
+    let headroom = Headroom::of_limit();
+    let mut short: Option<Instant> = None;
+    let mut full = false;
     loop {
+        // Connections that end will free some; who comes waits in line for that.
+        full = full && !headroom.is_left(&socket);
+        if full {
+            listener.metrics.refused("files");
+            if short.replace(Instant::now()).is_none() {
+                tracing::warn!(listener = %listener.name, "too many open files: new connections wait until others have ended");
+            }
+            tokio::select! {
+                () = sleep(PAUSE) => continue,
+                () = ended.cancelled() => return,
+                () = lifecycle.stopping() => return,
+            }
+        }
         let accepted = tokio::select! {
             biased;
             () = ended.cancelled() => return,
@@ -78,14 +103,25 @@ where
         };
         let (stream, remote) = match accepted {
             Ok(accepted) => accepted,
+            Err(error) if out_of_files(&error) => {
+                full = true;
+                // It may be the system that has none left, which a look at our own would not tell.
+                sleep(PAUSE).await;
+                continue;
+            }
             Err(error) => {
-                // Out of file descriptors, most likely: connections that end will free some.
                 tracing::warn!(listener = %listener.name, %error, "cannot accept a connection");
                 listener.metrics.refused("accept");
-                tokio::time::sleep(PAUSE).await;
+                sleep(PAUSE).await;
                 continue;
             }
         };
+        full = !headroom.was_left_for(&stream);
+        // Said once it has lasted, for while files are short one or the other is accepted now and then.
+        if short.is_some_and(|last| last.elapsed() >= CALM) {
+            short = None;
+            tracing::info!(listener = %listener.name, "connections are accepted again as they come");
+        }
         let Some(place) = listener.load.connections.enter(listener.limits.connections) else {
             tracing::debug!(listener = %listener.name, %remote, "closed a connection: the limit is reached");
             listener.metrics.refused("limit");
@@ -137,6 +173,9 @@ fn stranger(listener: &Listener, remote: SocketAddr) -> Result<Option<Stranger>,
     }
     listener.strangers.admit(remote.ip(), Instant::now() + listener.limits.handshake).map(Some)
 }
+
+/// How long after the last time that no file could be opened that is over.
+const CALM: Duration = Duration::from_secs(5);
 
 /// How long to wait when the system refuses to accept.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -13,6 +13,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{
     AcceptProxyProtocol, Admission, Ask, Check, Config, Ejection, Limits, Of, PolicyFrom, Protocol, Retry, Route,
@@ -22,37 +23,64 @@ use crate::decisions::Decisions;
 use crate::live::Connections;
 use crate::source::{EnforcedWatch, Waiting};
 
-/// What the admin endpoint shows.
-pub(crate) struct Console {
-    pub(crate) config: watch::Receiver<Arc<Config>>,
-    pub(crate) identity: IdentityWatch,
+/// Tells whether the process can do its work.
+pub(crate) type Ready = Arc<dyn Fn() -> Readiness + Send + Sync>;
+
+/// What has to hold before the process can do its work.
+pub(crate) struct Needs {
     pub(crate) enforced: EnforcedWatch,
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) ready: Vec<Box<dyn Fn() -> Readiness + Send + Sync>>,
-    pub(crate) decisions: Arc<Decisions>,
-    pub(crate) connections: Arc<Connections>,
+    /// Cancelled when another process does the work: it is ready, and who is connected here asks for that.
+    pub(crate) relieved: CancellationToken,
     pub(crate) lifecycle: Lifecycle,
 }
 
-impl Console {
-    /// Serves until the process stops.
-    pub(crate) async fn serve(self, listener: TcpListener, metrics: Metrics) {
-        let Self { config, identity, enforced, waiting, ready, decisions, connections, lifecycle } = self;
-        let life = lifecycle.clone();
-        let readiness = move || {
+impl Needs {
+    pub(crate) fn ready(self) -> Ready {
+        let Self { enforced, waiting, ready, relieved, lifecycle } = self;
+        Arc::new(move || {
+            if relieved.is_cancelled() {
+                return Ok(());
+            }
             let mut reasons: Vec<String> = waiting.iter().filter_map(Waiting::reason).collect();
             let received = enforced.borrow().as_ref().is_some_and(|enforced| enforced.was_received());
             if reasons.is_empty() && !received {
                 reasons.push("policy: it is being compiled".to_owned());
             }
             reasons.extend(ready.iter().filter_map(|ready| ready().err()).flatten());
-            if life.is_draining() {
+            if lifecycle.is_draining() {
                 reasons.push("draining".to_owned());
             }
             if reasons.is_empty() { Ok(()) } else { Err(reasons) }
-        };
+        })
+    }
+}
+
+/// What the admin endpoint shows.
+pub(crate) struct Console {
+    pub(crate) config: watch::Receiver<Arc<Config>>,
+    pub(crate) identity: IdentityWatch,
+    pub(crate) ready: Ready,
+    pub(crate) decisions: Arc<Decisions>,
+    pub(crate) connections: Arc<Connections>,
+    /// Nobody is answered before.
+    pub(crate) in_charge: CancellationToken,
+    /// Another process answers from then on.
+    pub(crate) ended: CancellationToken,
+    pub(crate) lifecycle: Lifecycle,
+}
+
+impl Console {
+    /// Serves until the process stops, or another does.
+    pub(crate) async fn serve(self, listener: Arc<TcpListener>, metrics: Metrics) {
+        let Self { config, identity, ready, decisions, connections, in_charge, ended, lifecycle } = self;
+        tokio::select! {
+            () = lifecycle.stopping() => return,
+            () = in_charge.cancelled() => {}
+        }
         let life = lifecycle.clone();
-        Admin::new(metrics, readiness)
+        Admin::new(metrics, move || ready())
             .route(Method::GET, "/identity", move || ready_made(show_identity(&identity)))
             .route(Method::GET, "/config", move || ready_made(show_config(&config.borrow())))
             .route(Method::GET, "/upstreams", move || {
@@ -65,7 +93,7 @@ impl Console {
                 life.drain();
                 ready_made(text(StatusCode::ACCEPTED, "draining\n"))
             })
-            .serve(listener, lifecycle)
+            .serve_until(listener, ended, lifecycle)
             .await;
     }
 }
@@ -248,6 +276,9 @@ fn show_config(config: &Config) -> Answer {
             "policy": policy,
             "admin": { "listen": config.admin.to_string() },
             "drain": { "grace": config.grace.as_secs_f64() },
+            "takeover": config.takeover.as_ref().map(|takeover| {
+                json!({ "socket": takeover.socket.display().to_string(), "within": takeover.within.as_secs_f64() })
+            }),
             "access_log": config.access_log,
             "tracing": config.tracing.as_ref().map(show_tracing),
             "limits": show_limits(&config.limits),

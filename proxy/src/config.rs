@@ -1,5 +1,5 @@
 //! What `sidecar.yaml` says about the data path: the keys `inbound`, `outbound`, `dns`, `policy`, `admin`, `drain`,
-//! `access_log`, `tracing` and `limits`.
+//! `takeover`, `access_log`, `tracing` and `limits`.
 //!
 //! Invariant: a [`Config`] can be served as it stands; whatever could be wrong with it was reported while it was read.
 
@@ -10,6 +10,7 @@ mod limits;
 mod listener;
 mod proxy_protocol;
 mod routes;
+mod takeover;
 mod tracing;
 mod upstream;
 
@@ -29,6 +30,7 @@ pub use limits::{Limits, Times};
 pub use listener::{Inbound, Outbound, Protocol, Split};
 pub use proxy_protocol::AcceptProxyProtocol;
 pub use routes::Route;
+pub use takeover::Takeover;
 pub use tracing::Tracing;
 pub use upstream::{Ask, Balance, Check, Ejection, Retry};
 
@@ -49,6 +51,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// How long work under way may take to finish once draining has begun.
     pub grace: Duration,
+    /// Where another process may take over from this one, if it may.
+    pub takeover: Option<Takeover>,
     /// Whether each request is logged.
     pub access_log: bool,
     /// Where spans go, if they are recorded.
@@ -81,6 +85,7 @@ impl Config {
         let dns = table.optional("dns").map_or(Some(None), |value| Dns::read(&value).map(Some));
         let policy = policy(table.optional("policy"));
         let grace = grace(table.optional("drain"));
+        let takeover = table.optional("takeover").map_or(Some(None), |value| Takeover::read(&value).map(Some));
         let access_log = table.optional("access_log").map_or(Some(false), |value| value.boolean());
         let tracing = table.optional("tracing").map_or(Some(None), |value| Tracing::read(&value).map(Some));
         Some(Self {
@@ -91,6 +96,7 @@ impl Config {
             policy: policy?,
             admin: admin?,
             grace: grace?,
+            takeover: takeover?,
             access_log: access_log?,
             tracing: tracing?,
             limits: limits?,

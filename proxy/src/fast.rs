@@ -15,7 +15,7 @@ mod over_stream;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Poll, ready};
+use std::task::Poll;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -121,6 +121,7 @@ async fn read<T: Wire>(
     let mut scanned = 0;
     // A connection that was of use may wait as long as any; one that was not must begin soon.
     let mut deadline = first.then(|| time::Instant::now() + limits.head);
+    let mut ending = false;
     loop {
         if !caller.input.is_empty() {
             match request::read(caller.input.bytes(), &mut scanned, &head, route.client_cert(), out) {
@@ -129,17 +130,31 @@ async fn read<T: Wire>(
             }
         }
         let more = poll_fn(|cx| {
-            if connection.poll_closed(cx) || (connection.is_ending() && caller.input.is_empty()) {
-                return Poll::Ready(false);
+            if connection.poll_closed(cx) {
+                return Poll::Ready(Some(false));
             }
-            Poll::Ready(matches!(ready!(caller.input.poll_fill(&mut caller.io, cx)), Ok(1..)))
+            // What has come is served, also where the connection is to end.
+            match caller.input.poll_fill(&mut caller.io, cx) {
+                Poll::Ready(filled) => Poll::Ready(Some(matches!(filled, Ok(1..)))),
+                Poll::Pending if connection.is_ending() && caller.input.is_empty() && !ending => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
         });
         let more = match deadline {
             None => more.await,
             Some(deadline) => timeout_at(deadline, more).await.unwrap_or_else(|_| {
-                connection.listener.metrics.ended("head");
-                false
+                if !ending || !caller.input.is_empty() {
+                    connection.listener.metrics.ended("head");
+                }
+                Some(false)
             }),
+        };
+        let Some(more) = more else {
+            // A request may be on its way to a connection that is to end: it is answered, and told that it was the last.
+            ending = true;
+            let last = time::Instant::now() + LAST;
+            deadline = Some(deadline.map_or(last, |deadline| deadline.min(last)));
+            continue;
         };
         if !more {
             return None;
@@ -412,6 +427,9 @@ async fn close<T: Wire>(caller: &mut Caller<T>) {
     })
     .await;
 }
+
+/// How long a connection that is to end waits for one more request. Less than the reviewer lets it linger.
+const LAST: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// How long an ended connection is read from.
 const LINGER: std::time::Duration = std::time::Duration::from_secs(2);

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::accept::Accepted;
 use crate::admission::{self, Waits};
@@ -68,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) workers: Workers,
     pub(crate) spans: Option<Arc<Spans>>,
+    /// Cancelled once no process before this one accepts on our sockets.
+    pub(crate) in_charge: CancellationToken,
 }
 
 /// A connection whose peer is authenticated.
@@ -305,13 +308,18 @@ impl Caller {
     fn admit(&self, call: &Call, ticket: &mut Ticket) -> Result<(), Fault> {
         call.check(&self.inbound.listener).map_err(Fault::Refused)?;
         ticket.find_route();
-        // It was told to send no more, but over HTTP/2 what it sends is taken until it answers a PING (RFC 9113, 6.8).
-        if self.entry.connection.is_ending() && UnixTime::now() > self.peer.not_after() {
+        if self.has_expired() {
             return Err(Fault::Untrusted);
         }
         let action = Action::Http { method: call.parts.method.as_str(), path: call.parts.uri.path() };
         ticket.outcome = Some(self.inbound.authorize(&self.peer, action)?);
         Ok(())
+    }
+
+    /// Whether its certificate has expired. Such a connection is told to send no more, but what is on its way comes still; over
+    /// HTTP/2 until the other end answers a PING (RFC 9113, section 6.8).
+    fn has_expired(&self) -> bool {
+        self.entry.connection.is_ending() && UnixTime::now() > self.peer.not_after()
     }
 
     /// Answers a request that went wrong.
@@ -367,7 +375,7 @@ impl Caller {
 
 impl fast::Route for Caller {
     fn admit(&self, ticket: &mut Ticket) -> Option<Result<Option<Box<Waits>>, Fault>> {
-        let enforced = self.inbound.enforced()?;
+        let enforced = self.inbound.enforced().filter(|_| !self.has_expired())?;
         let action = Action::Http { method: ticket.flight.method.as_str(), path: ticket.flight.path() };
         // What passes is counted, and so it stays here from now on.
         ticket.outcome = Some(enforced.passes(self.peer.id(), action)?);

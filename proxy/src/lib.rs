@@ -18,12 +18,14 @@ mod config;
 mod decisions;
 mod dial;
 mod discovery;
+mod drain;
 mod exchange;
 mod fast;
 mod fault;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod guard;
+mod handover;
 mod http1;
 mod inbound;
 mod introduced;
@@ -50,7 +52,8 @@ mod websocket;
 
 pub use config::{
     AcceptProxyProtocol, Address, AddressError, Admission, Ask, Balance, Check, Concurrency, Config, Dns, Ejection,
-    Inbound, Limits, Of, Outbound, PolicyFrom, Protocol, Rate, Retry, Route, Split, Times, Tracing,
+    Inbound, Limits, Of, Outbound, PolicyFrom, Protocol, Rate, Retry, Route, Split, Takeover, Times, Tracing,
 };
-pub use proxy::{IdentityFrom, ProxyError, Surroundings, run};
+pub use handover::Succession;
+pub use proxy::{App, IdentityFrom, ProxyError, Surroundings, run};
 pub use source::IdentityFiles;

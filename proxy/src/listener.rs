@@ -17,7 +17,7 @@ use crate::strangers::Strangers;
 use crate::telemetry::ListenerMetrics;
 
 /// Which way requests go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Direction {
     /// From other workloads to the app.
     Inbound,

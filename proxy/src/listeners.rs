@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use countersign_runtime::takeover::Inherited;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,7 @@ use crate::config::{self, Config};
 use crate::dial::Dialer;
 use crate::discovery::follow;
 use crate::inbound::{Inbound, Shared};
-use crate::listener::{Common, Listener};
+use crate::listener::{Common, Direction, Listener};
 use crate::load::Load;
 use crate::outbound::{Outbound, Upstreams};
 use crate::proxy::ProxyError;
@@ -29,8 +30,10 @@ pub(crate) struct Listeners {
     shared: Shared,
     waiting: Waiting,
     running: Vec<Running>,
-    /// By name; kept while there is a listener of that name, or a connection of one.
-    loads: HashMap<String, Arc<Load>>,
+    /// What the process before this one listened on, until it is used.
+    inherited: Inherited,
+    /// By direction and name; kept while there is a listener of that name, or a connection of one.
+    loads: HashMap<(Direction, String), Arc<Load>>,
 }
 
 /// What a listener is made from; it is made anew where any of it changes.
@@ -79,8 +82,25 @@ impl Plan {
 
 impl Listeners {
     /// None yet. `waiting` says why there is no identity.
-    pub(crate) fn new(shared: Shared, waiting: Waiting) -> Self {
-        Self { shared, waiting, running: Vec::new(), loads: HashMap::new() }
+    pub(crate) fn new(shared: Shared, waiting: Waiting, inherited: Inherited) -> Self {
+        Self { shared, waiting, running: Vec::new(), inherited, loads: HashMap::new() }
+    }
+
+    /// Closes what was inherited and is not used.
+    pub(crate) fn close_unused(&mut self) {
+        self.inherited = Inherited::default();
+    }
+
+    /// What is listened on, for the process after this one.
+    pub(crate) fn sockets(&self) -> Sockets {
+        let socket = |running: &Running| Some((running.socket.local_addr().ok()?, Arc::clone(&running.socket)));
+        self.running.iter().filter_map(socket).collect()
+    }
+
+    /// How many accepted connections there are in one direction, those too that handshake still.
+    pub(crate) fn accepted(&self, direction: Direction) -> usize {
+        let loads = self.loads.iter().filter(|((of, _), _)| *of == direction);
+        loads.map(|(_, load)| load.connections.now()).sum()
     }
 
     /// Makes the listeners those of `config`.
@@ -98,7 +118,13 @@ impl Listeners {
             started.push((plan, socket));
         }
         let (kept, gone) =
-            std::mem::take(&mut self.running).into_iter().partition(|r: &Running| wanted.contains(&r.plan));
+            std::mem::take(&mut self.running).into_iter().partition::<Vec<_>, _>(|r| wanted.contains(&r.plan));
+        tracing::info!(
+            kept = kept.len(),
+            ended = gone.len(),
+            begun = started.len(),
+            "the listeners are those of the configuration"
+        );
         self.running = kept;
         for running in gone {
             self.end(running).await;
@@ -108,7 +134,7 @@ impl Listeners {
             self.running.push(running);
         }
         let loads = &mut self.loads;
-        loads.retain(|name, load| Arc::strong_count(load) > 1 || wanted.iter().any(|plan| plan.name() == name));
+        loads.retain(|(_, name), load| Arc::strong_count(load) > 1 || wanted.iter().any(|plan| plan.name() == name));
         Ok(())
     }
 
@@ -122,15 +148,22 @@ impl Listeners {
         }
     }
 
-    /// A socket at `address`: that of the running listener there, which is about to end, or a new one.
-    async fn socket(&self, address: SocketAddr) -> Result<Arc<TcpListener>, ProxyError> {
+    /// Ends all listeners, as another process accepts now.
+    pub(crate) async fn end_all(&mut self) {
+        for running in std::mem::take(&mut self.running) {
+            self.end(running).await;
+        }
+    }
+
+    /// A socket at `address`: that of the running listener there, which is about to end, that of the process before this
+    /// one, or a new one.
+    async fn socket(&mut self, address: SocketAddr) -> Result<Arc<TcpListener>, ProxyError> {
         if let Some(running) =
             self.running.iter().find(|running| running.plan.address() == address && address.port() != 0)
         {
             return Ok(Arc::clone(&running.socket));
         }
-        let bound = TcpListener::bind(address).await;
-        bound.map(Arc::new).map_err(|source| ProxyError::Bind { address, source })
+        bind(&mut self.inherited, address).await
     }
 
     async fn end(&self, running: Running) {
@@ -142,14 +175,18 @@ impl Listeners {
         tracing::info!(listener = %running.listener.name, "the listener takes no new connections");
     }
 
-    /// What is under way on the listener of this name, if there was one before.
-    fn load(&mut self, name: &str) -> Arc<Load> {
-        Arc::clone(self.loads.entry(name.to_owned()).or_default())
+    /// What is under way on the listener of this name and direction, if there was one before.
+    fn load(&mut self, name: &str, direction: Direction) -> Arc<Load> {
+        Arc::clone(self.loads.entry((direction, name.to_owned())).or_default())
     }
 
     fn start(&mut self, plan: Plan, socket: Arc<TcpListener>) -> Running {
-        let load = self.load(plan.name());
-        let Shared { identity, resolver, connections, lifecycle, workers, spans, .. } = &self.shared;
+        let direction = match &plan.listener {
+            Entry::Inbound(_) => Direction::Inbound,
+            Entry::Outbound(_) => Direction::Outbound,
+        };
+        let load = self.load(plan.name(), direction);
+        let Shared { identity, resolver, connections, lifecycle, workers, spans, in_charge, .. } = &self.shared;
         let (access_log, spans) = (plan.access_log, spans.clone());
         let resolver = Arc::clone(resolver);
         let common = Common { identity: identity.clone(), resolver: Arc::clone(&resolver), load, access_log, spans };
@@ -158,6 +195,7 @@ impl Listeners {
         let door = |listener| Door {
             socket: Arc::clone(&socket),
             listener,
+            in_charge: in_charge.clone(),
             ended: ended.clone(),
             lifecycle: lifecycle.clone(),
             workers: workers.clone(),
@@ -191,3 +229,15 @@ impl Listeners {
         Running { plan, listener, socket, ended, accepting }
     }
 }
+
+/// A listening socket at `address`: that of the process before this one, or a new one.
+pub(crate) async fn bind(inherited: &mut Inherited, address: SocketAddr) -> Result<Arc<TcpListener>, ProxyError> {
+    let bound = match inherited.take(address) {
+        Some(socket) => socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)),
+        None => TcpListener::bind(address).await,
+    };
+    bound.map(Arc::new).map_err(|source| ProxyError::Bind { address, source })
+}
+
+/// Listening sockets, with the address of each.
+pub(crate) type Sockets = Vec<(SocketAddr, Arc<TcpListener>)>;

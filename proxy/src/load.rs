@@ -113,6 +113,11 @@ impl Share {
 }
 
 impl Count {
+    /// How many there are now.
+    pub(crate) fn now(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
+
     /// A place, unless there are `limit` already.
     pub(crate) fn enter(self: &Arc<Self>, limit: usize) -> Option<Place> {
         let one_more = |count| (count < limit).then_some(count + 1);

@@ -7,20 +7,22 @@ use std::time::Duration;
 use countersign_identity::Identity;
 use countersign_policy::Policy;
 use countersign_runtime::admin::Readiness;
+use countersign_runtime::takeover::TakeoverError;
 use countersign_runtime::telemetry::Metrics;
 use countersign_runtime::{Lifecycle, Workers};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::Console;
+use crate::admin::{Console, Needs, Ready};
 use crate::config::{Config, PolicyFrom};
 use crate::decisions::Decisions;
 use crate::discovery::Resolver;
+use crate::drain::Drain;
+use crate::handover::{Handover, Succession};
 use crate::inbound::Shared;
-use crate::listeners::Listeners;
-use crate::live::{Connections, Kind, Reviewer, review};
+use crate::listeners::{Listeners, bind};
+use crate::live::{Connections, Reviewer, review};
 use crate::source::{
     IdentityFiles, Waiting, enforce, follow_feed, follow_file, follow_identity, follow_identity_files,
 };
@@ -39,6 +41,19 @@ pub struct Surroundings {
     pub workers: Workers,
     /// What else must hold before the process is ready, such as the secrets.
     pub ready: Vec<Box<dyn Fn() -> Readiness + Send + Sync>>,
+    /// How it stands to the process before it and to the one after it.
+    pub succession: Succession,
+    /// The app, where this process runs it.
+    pub app: Option<App>,
+}
+
+/// What an app and its sidecar tell each other where one process runs both.
+#[derive(Debug, Clone, Default)]
+pub struct App {
+    /// Cancelled once the app can be served for the first time.
+    pub can_begin: CancellationToken,
+    /// Cancelled when it has ended.
+    pub has_ended: CancellationToken,
 }
 
 /// Where the identity comes from.
@@ -62,6 +77,9 @@ pub enum ProxyError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// It does not take over from the process before it, or none could from it.
+    #[error(transparent)]
+    Takeover(#[from] TakeoverError),
 }
 
 /// Serves until the process has drained or stops. `config` holds the configuration and its changes; one that cannot be
@@ -69,14 +87,17 @@ pub enum ProxyError {
 /// are sent.
 ///
 /// # Errors
-/// An address cannot be bound at the start.
+/// An address cannot be bound at the start, or the process does not take over from the one before it.
 pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroundings) -> Result<(), ProxyError> {
     telemetry::describe();
-    let Surroundings { identity: identity_from, metrics, lifecycle, workers, ready } = surroundings;
+    // Cancelled when another process accepts in place of this one.
+    let relieved = CancellationToken::new();
+    let Surroundings { identity: identity_from, metrics, lifecycle, workers, ready, succession, app } = surroundings;
     let mut current = config.borrow_and_update().clone();
     let (in_force, config_in_force) = watch::channel(Arc::clone(&current));
-    let admin = TcpListener::bind(current.admin).await;
-    let admin = admin.map_err(|source| ProxyError::Bind { address: current.admin, source })?;
+    let (mut inherited, mut handover) = Handover::begin(succession)?;
+    let admin = bind(&mut inherited, current.admin).await?;
+    let admin_at = admin.local_addr().map_err(|source| ProxyError::Bind { address: current.admin, source })?;
 
     let (identity_sender, identity) = watch::channel::<Option<Arc<Identity>>>(None);
     let (policy_sender, policy) = watch::channel::<Option<Arc<Policy>>>(None);
@@ -96,9 +117,11 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         lifecycle: lifecycle.clone(),
         workers,
         spans: spans.clone(),
+        in_charge: handover.in_charge(),
     };
-    let mut listeners = Listeners::new(shared, awaiting_identity.clone());
+    let mut listeners = Listeners::new(shared, awaiting_identity.clone(), inherited);
     listeners.apply(&current).await?;
+    listeners.close_unused();
 
     lifecycle.spawn(review(Reviewer {
         connections: Arc::clone(&connections),
@@ -135,25 +158,41 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         ended
     };
     let mut following = follow_policy(&current.policy);
+    let waiting = vec![awaiting_identity, awaiting_policy.clone()];
+    let ready = Needs { enforced, waiting, ready, relieved: relieved.clone(), lifecycle: lifecycle.clone() }.ready();
     let console = Console {
         config: config_in_force,
         identity,
-        enforced,
-        waiting: vec![awaiting_identity, awaiting_policy.clone()],
-        ready,
+        ready: Arc::clone(&ready),
         decisions,
         connections: Arc::clone(&connections),
+        in_charge: handover.in_charge(),
+        ended: relieved.clone(),
         lifecycle: lifecycle.clone(),
     };
-    lifecycle.spawn(console.serve(admin, metrics));
+    lifecycle.spawn(console.serve(Arc::clone(&admin), metrics));
+    if let Some(app) = &app {
+        lifecycle.spawn(begin(Arc::clone(&ready), app.can_begin.clone(), lifecycle.clone()));
+    }
+    handover.relieve_when(ready);
 
     // The newest could not be taken up, such as for an address that is still in use.
     let mut refused = false;
     loop {
+        let settled = handover.is_settled();
+        let sockets = || listeners.sockets().into_iter().chain([(admin_at, Arc::clone(&admin))]).collect();
         tokio::select! {
             () = lifecycle.draining() => break,
-            Ok(()) = config.changed() => {}
-            () = sleep(AGAIN), if refused => {}
+            Ok(()) = config.changed(), if settled => {}
+            () = sleep(AGAIN), if refused && settled => {}
+            successor = handover.next(sockets) => {
+                let Some(successor) = successor? else { continue };
+                listeners.end_all().await;
+                relieved.cancel();
+                handover.let_go(successor).await;
+                lifecycle.drain();
+                break;
+            }
         }
         let newest = config.borrow_and_update().clone();
         if let Err(error) = listeners.apply(&newest).await {
@@ -172,6 +211,9 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         if newest.admin != current.admin {
             tracing::warn!(address = %newest.admin, "the admin endpoint moves there at the next start");
         }
+        if newest.takeover != current.takeover {
+            tracing::warn!("the changes of `takeover` are taken up at the next start");
+        }
         let same = match (&spans, &newest.tracing) {
             (Some(spans), Some(changed)) => spans.take_up(changed),
             (spans, changed) => spans.is_none() && changed.is_none(),
@@ -182,7 +224,22 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         in_force.send_replace(Arc::clone(&newest));
         current = newest;
     }
-    drain(&mut listeners, &connections, &current, &resolver, &lifecycle, spans.as_deref()).await;
+    if !handover.in_charge().is_cancelled() {
+        tracing::info!("ends before it took over; the process before goes on");
+        return Ok(());
+    }
+    drop((admin, handover));
+    let drain = Drain {
+        listeners: &mut listeners,
+        connections: &connections,
+        config: &current,
+        resolver: &resolver,
+        lifecycle: &lifecycle,
+        spans: spans.as_deref(),
+        app: app.as_ref().map(|app| &app.has_ended),
+        relieved: relieved.is_cancelled(),
+    };
+    drain.run().await;
     if let Some(spans) = spans {
         let left = tokio::select! {
             biased;
@@ -199,63 +256,17 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     Ok(())
 }
 
-/// Inbound takes nothing new and finishes what is under way; outbound serves the app until the app is gone. Both end
-/// with the grace at the latest.
-async fn drain(
-    listeners: &mut Listeners,
-    connections: &Connections,
-    config: &Config,
-    resolver: &Arc<Resolver>,
-    lifecycle: &Lifecycle,
-    spans: Option<&Spans>,
-) {
-    // The connection over which we send spans ourselves is not the app's.
-    let is_apps = |remote| !spans.is_some_and(|spans| spans.come_from(remote));
-    tracing::info!(grace_s = config.grace.as_secs(), "draining");
-    listeners.end_inbound().await;
-    let deadline = Instant::now() + config.grace;
-    let mut quiet_since = Instant::now();
-    loop {
-        let inbound = connections.count(|c| c.listener.is_inbound() && matches!(c.kind, Kind::Http | Kind::Tcp));
-        let outbound = connections
-            .count(|c| !c.listener.is_inbound() && matches!(c.kind, Kind::Http | Kind::Tcp) && is_apps(c.remote));
-        if outbound > 0 {
-            quiet_since = Instant::now();
+/// Lets the app begin as soon as it can be served.
+async fn begin(ready: Ready, can_begin: CancellationToken, lifecycle: Lifecycle) {
+    let is_ready = async {
+        while ready().is_err() {
+            sleep(LOOK).await;
         }
-        let app_is_gone = if config.inbound.is_empty() {
-            // An app without an address cannot be asked; one that holds no connection for a while needs us no more.
-            config.outbound.is_empty() || quiet_since.elapsed() >= QUIET
-        } else {
-            is_gone(config, resolver).await
-        };
-        if inbound == 0 && app_is_gone {
-            tracing::info!("drained");
-            return;
-        }
-        if Instant::now() >= deadline {
-            tracing::warn!(inbound, outbound, "the grace has ended before the connections");
-            return;
-        }
-        tokio::select! {
-            () = sleep(PROBE) => {}
-            () = lifecycle.stopping() => return,
-        }
+    };
+    tokio::select! {
+        () = is_ready => can_begin.cancel(),
+        () = lifecycle.draining() => {}
     }
-}
-
-/// Whether no address of the app accepts a connection any more.
-async fn is_gone(config: &Config, resolver: &Arc<Resolver>) -> bool {
-    for inbound in &config.inbound {
-        let connects = async {
-            let addresses = resolver.addresses(&inbound.app).await.map_err(std::io::Error::other)?;
-            TcpStream::connect(&*addresses).await
-        };
-        // An app that does not answer in time is busy, not gone.
-        if !matches!(timeout(config.limits.connect, connects).await, Ok(Err(_))) {
-            return false;
-        }
-    }
-    true
 }
 
 fn reloaded(result: &'static str) {
@@ -265,8 +276,5 @@ fn reloaded(result: &'static str) {
 /// How long after a configuration was refused it is tried again.
 const AGAIN: Duration = Duration::from_secs(3);
 
-/// How often it is looked whether draining is done.
-const PROBE: Duration = Duration::from_millis(100);
-
-/// How long an app that serves nothing must hold no connection to be taken for gone.
-const QUIET: Duration = Duration::from_secs(3);
+/// How often it is looked whether the app can be served.
+const LOOK: Duration = Duration::from_millis(20);

@@ -358,6 +358,8 @@ pub(crate) fn describe() {
         "When the SVID in force expires, as a Unix time."
     );
     describe_counter!("countersign_policy_updates_total", "Policies received, accepted or refused.");
+    describe_counter!("countersign_takeovers_total", "Take-overs from and by other processes, by result.");
+    describe_gauge!("countersign_drain_connections", "Accepted connections that are open while the process drains.");
     describe_counter!("countersign_listener_reloads_total", "Configurations taken up while running, by result.");
 }
 

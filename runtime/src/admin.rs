@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::telemetry::Metrics;
@@ -14,16 +15,22 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::Lifecycle;
+use crate::spare::{Spare, out_of_files};
 
 /// How long a client may take to send its request head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection waits for one more request when another process answers on the socket.
+const LAST: Duration = Duration::from_secs(2);
 
 /// Connections served at once; an operator and a scraper need two.
 const CONNECTIONS: usize = 64;
@@ -67,42 +74,80 @@ impl Admin {
 
     /// Serves on `listener` until the process stops; it answers while the process drains.
     pub async fn serve(self, listener: TcpListener, lifecycle: Lifecycle) {
+        self.serve_until(Arc::new(listener), CancellationToken::new(), lifecycle).await;
+    }
+
+    /// As [`Admin::serve`]; from `ended` on it accepts nothing, and each connection ends with its next answer, for another
+    /// process answers on the socket. It also answers when the process may open no more files: it keeps a few for that.
+    pub async fn serve_until(self, listener: Arc<TcpListener>, ended: CancellationToken, lifecycle: Lifecycle) {
         let admin = Arc::new(self);
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
+        let spare = Arc::new(std::sync::Mutex::new(Spare::hold()));
+        let spares = || spare.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                biased;
                 () = lifecycle.stopping() => return,
+                () = ended.cancelled() => return,
+                accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let (admin, life) = (Arc::clone(&admin), lifecycle.clone());
+                    let (admin, life, ended) = (Arc::clone(&admin), lifecycle.clone(), ended.clone());
+                    let spare = Arc::clone(&spare);
                     lifecycle.spawn(async move {
                         let _permit = permit;
-                        admin.connection(stream, peer, &life).await;
+                        admin.connection(stream, peer, &ended, &life).await;
+                        // At once, before somebody else takes the descriptor that it had.
+                        spare.lock().unwrap_or_else(PoisonError::into_inner).fill();
                     });
                 }
+                // What is given up is taken by the next accept, before anybody else runs on this thread.
+                Err(error) if out_of_files(&error) && spares().give_up() => {}
                 Err(error) => {
-                    tracing::warn!(%error, "the admin endpoint cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tracing::debug!(%error, "the admin endpoint cannot accept a connection");
+                    sleep(Duration::from_millis(100)).await;
+                    spares().fill();
                 }
             }
         }
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, lifecycle: &Lifecycle) {
-        let service = hyper::service::service_fn(move |request| {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        ended: &CancellationToken,
+        lifecycle: &Lifecycle,
+    ) {
+        let service = hyper::service::service_fn(|request| {
             let admin = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(admin.answer(&request).await) }
+            async move {
+                let mut answer = admin.answer(&request).await;
+                if ended.is_cancelled() {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer)
+            }
         });
         let mut server = hyper::server::conn::http1::Builder::new();
         server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-        tokio::select! {
-            result = server.serve_connection(TokioIo::new(stream), service) => if let Err(error) = result {
-                tracing::debug!(%peer, %error, "an admin connection broke");
-            },
-            () = lifecycle.stopping() => {}
+        let mut served = pin!(server.serve_connection(TokioIo::new(stream), service));
+        let result = tokio::select! {
+            result = &mut served => result,
+            // A request may be on its way.
+            () = async { ended.cancelled().await; sleep(LAST).await } => {
+                served.as_mut().graceful_shutdown();
+                tokio::select! {
+                    result = served => result,
+                    () = lifecycle.stopping() => return,
+                }
+            }
+            () = lifecycle.stopping() => return,
+        };
+        if let Err(error) = result {
+            tracing::debug!(%peer, %error, "an admin connection broke");
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a socket that somebody serves is never taken from them. Whoever binds a path holds a lock on
 //! `PATH.lock` for the rest of the process's life, and asks besides whether anything answers there, for processes that
-//! know nothing of the lock. The lock file stays behind; it holds nothing.
+//! know nothing of the lock. The lock file stays behind; it holds nothing. A process that is relieved by another lets go
+//! of the lock while it serves the socket to the end, and only then may the other put its own in place.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -32,22 +33,52 @@ static LOCKS: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
 /// The directory cannot be made or written, something other than a socket is in the way, or (`AddrInUse`) somebody
 /// serves this socket.
 pub fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    bind_locked(path, mode, refuse_if_served)
+}
+
+/// As [`bind_unix`], in place of a socket that the process before this one may still serve: it has let go of the lock
+/// ([`release_unix`]), and is about to end.
+///
+/// # Errors
+/// As [`bind_unix`]; `AddrInUse` where another process holds the lock.
+pub fn inherit_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    bind_locked(path, mode, |_| Ok(()))
+}
+
+/// Lets go of the lock of a socket that this process has bound, for the process that takes over from it.
+pub fn release_unix(path: &Path) {
+    if let Ok((_, place)) = place(path) {
+        LOCKS.lock().unwrap_or_else(PoisonError::into_inner).remove(&place);
+    }
+}
+
+/// Where the lock of the socket at `path` is kept: its directory, and the path of which there is one.
+fn place(path: &Path) -> io::Result<(&Path, PathBuf)> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the socket has no name"))?;
+    let place = directory.canonicalize()?.join(name);
+    Ok((directory, place))
+}
+
+fn bind_locked(path: &Path, mode: u32, may_replace: fn(&Path) -> io::Result<()>) -> io::Result<UnixListener> {
     if let Ok(metadata) = std::fs::symlink_metadata(path)
         && !metadata.file_type().is_socket()
     {
         let message = format!("{} is in the way: it is not a socket", path.display());
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
     }
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(directory)?;
-    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the socket has no name"))?;
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let (directory, place) = place(path)?;
     // Held to the end, so that two threads of this process do not pass the question below together.
     let mut locks = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Entry::Vacant(free) = locks.entry(directory.canonicalize()?.join(name)) {
+    let name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if let Entry::Vacant(free) = locks.entry(place) {
         free.insert(lock(path)?);
     }
-    refuse_if_served(path)?;
-    let made = directory.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
+    may_replace(path)?;
+    let made = directory.join(format!(".{name}.{}", std::process::id()));
     let _ = std::fs::remove_file(&made);
     let placed = listen_privately(&made, mode).and_then(|listener| std::fs::rename(&made, path).map(|()| listener));
     if placed.is_err() {
@@ -149,5 +180,24 @@ mod tests {
         assert_eq!(bind_unix(&path, 0o600).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(lock);
         bind_unix(&path, 0o600).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_inherited_only_once_its_lock_was_let_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        // Of the process before, which has let go of its lock and serves on.
+        let before = UnixListener::bind(&path).unwrap();
+        let lock = File::create(directory.path().join("agent.sock.lock")).unwrap();
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert_eq!(inherit_unix(&path, 0o600).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(lock);
+        let after = inherit_unix(&path, 0o600).unwrap();
+        tokio::net::UnixStream::connect(&path).await.unwrap();
+        after.accept().await.unwrap();
+        drop(before);
+        release_unix(&path);
+        let lock = File::open(directory.path().join("agent.sock.lock")).unwrap();
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
     }
 }

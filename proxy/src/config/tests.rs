@@ -39,6 +39,25 @@ fn every_key_is_read() {
 }
 
 #[test]
+fn how_another_process_takes_over_is_read_and_bounded() {
+    let takeover = |text: &str| read(&format!("takeover: {{ {text} }}\n")).map(|config| config.takeover);
+    assert_eq!(read("{}").unwrap().takeover, None);
+    let read = takeover("socket: take.sock, within: 5s").unwrap().unwrap();
+    assert_eq!((read.socket, read.within), ("/etc/dir/take.sock".into(), Duration::from_secs(5)));
+    assert_eq!(takeover("socket: /run/take.sock").unwrap().unwrap().within, Duration::from_secs(60));
+    for (wrong, key) in [
+        ("", "socket"),
+        ("socket: /run/take.sock, within: 0s", "takeover.within"),
+        ("socket: /run/take.sock, within: 1h", "takeover.within"),
+        ("sockt: /run/take.sock", "sockt"),
+    ] {
+        let error = takeover(wrong).unwrap_err();
+        assert!(error.contains("sidecar.yaml:1:") && error.contains(key), "{wrong}: {error}");
+    }
+    assert!(takeover(&format!("socket: /run/{}", "a".repeat(100))).unwrap_err().contains("at most 90 bytes"));
+}
+
+#[test]
 fn a_name_or_an_address_given_twice_is_reported_where_it_is_given_again() {
     let error = read(&format!(
         "{INBOUND}outbound:\n- {{ name: a, listen: 127.0.0.1:15443, to: b:1, identity: /b, protocol: http }}\n\

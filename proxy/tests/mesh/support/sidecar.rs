@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use countersign_identity::tls::Alpn;
 use countersign_identity::{Bundle, Bundles, ClientTls, Identity, SpiffeId, Svid, TrustDomain};
-use countersign_proxy::{Config, IdentityFrom, ProxyError, Surroundings, run};
+use countersign_proxy::{Config, IdentityFrom, ProxyError, Succession, Surroundings, run};
 use countersign_runtime::telemetry::Metrics;
 use countersign_runtime::{Lifecycle, Workers};
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -85,8 +85,15 @@ impl Sidecar {
         let admin = free_address();
         let (config, updates) = watch::channel(config(&format!("{yaml}admin: {{ listen: '{admin}' }}\n")));
         let lifecycle = Lifecycle::new();
-        let surroundings =
-            Surroundings { identity, metrics: metrics(), lifecycle: lifecycle.clone(), workers, ready: Vec::new() };
+        let surroundings = Surroundings {
+            identity,
+            metrics: metrics(),
+            lifecycle: lifecycle.clone(),
+            workers,
+            ready: Vec::new(),
+            succession: Succession::none(),
+            app: None,
+        };
         let running = Some(tokio::spawn(run(updates, surroundings)));
         Self { admin, lifecycle, config, running }
     }
