@@ -289,7 +289,11 @@ impl Answers for Caller {
             return self.failed(ticket, failed, as_grpc);
         }
         let to = (&*self.inbound.upstream, self.seat.worker());
+        let mirrored = guard::mirrored::said_by_peer(&call.parts.headers);
         let prepare = |headers: &mut HeaderMap| {
+            if mirrored {
+                guard::mirrored::tell_app(headers);
+            }
             if let Some(client_cert) = &self.client_cert {
                 headers.insert(CLIENT_CERT, client_cert.clone());
             }

@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use countersign_runtime::{Lifecycle, Seat};
-use http::{HeaderValue, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -14,12 +15,13 @@ use crate::accept::Accepted;
 use crate::admission::{self, Waits};
 use crate::config::Protocol;
 use crate::exchange::{self, Failed};
-use crate::fast;
+use crate::fast::{self, Left};
 use crate::fault::{Fault, Hop};
 use crate::guard;
 use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
+use crate::mirror::Mirror;
 use crate::serve::{Answers, Call, serve_http1, serve_http2};
 use crate::tunnel;
 use crate::upstream::Upstream;
@@ -38,6 +40,8 @@ pub(crate) struct Upstreams {
     pub(crate) main: Arc<Upstream>,
     /// With how many of a hundred requests go there.
     pub(crate) parts: Vec<(u32, Arc<Upstream>)>,
+    /// Where copies of them go as well.
+    pub(crate) mirror: Option<Arc<Mirror>>,
 }
 
 impl Upstreams {
@@ -101,7 +105,14 @@ impl Outbound {
         if http2 {
             let websockets = self.protocol == Protocol::Http;
             Box::pin(serve_http2(connection, io, &self.lifecycle, websockets, &app)).await;
-        } else if let Some(left) = fast::serve(io, connection, &*app).await {
+            return;
+        }
+        // The short way takes no copies.
+        let left = match self.upstreams.mirror {
+            None => fast::serve(io, connection, &*app).await,
+            Some(_) => Some(Left { io, read: BytesMut::new() }),
+        };
+        if let Some(left) = left {
             Box::pin(serve_http1(connection, left, &app)).await;
         }
     }
@@ -135,10 +146,20 @@ impl Answers for App {
         if let Err(failed) = admission::admit(&ticket).await {
             return self.failed(ticket, failed, as_grpc);
         }
+        let (upstreams, worker) = (&self.outbound.upstreams, self.seat.worker());
+        let mirrored = guard::mirrored::said_by_app(&call.parts.headers);
+        let call = match &upstreams.mirror {
+            Some(mirror) => mirror.copy(call, &ticket, worker, mirrored),
+            None => call,
+        };
+        let prepare = |headers: &mut HeaderMap| {
+            if mirrored {
+                guard::mirrored::tell_peer(headers);
+            }
+        };
         // What the other sidecar says of a fault or a denial is for the app to know.
         let clean = guard::headers::remove_hop_by_hop;
-        let to = (&**self.outbound.upstreams.next(), self.seat.worker());
-        match exchange::forward(call, ticket, to, |_| {}, clean).await {
+        match exchange::forward(call, ticket, (upstreams.next(), worker), prepare, clean).await {
             Ok(response) => response,
             Err((ticket, failed)) => self.failed(ticket, failed, as_grpc),
         }
