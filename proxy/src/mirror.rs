@@ -7,6 +7,7 @@
 //! mirrored, but counted.
 
 mod duplicate;
+mod plain;
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -23,6 +24,9 @@ use tokio::time::timeout;
 
 use crate::config;
 use crate::fault::{Fault, Hop};
+use crate::guard;
+use crate::guard::framing::head::Body as Framing;
+use crate::http1::convert;
 use crate::listener::Listener;
 use crate::live::body::RequestBody;
 use crate::live::{Connection, Kind, Target, Ticket};
@@ -33,6 +37,7 @@ use crate::tunnel;
 use crate::upstream::{Need, Upstream};
 use duplicate::Duplicate;
 pub(crate) use duplicate::{Content, Mirrored};
+pub(crate) use plain::Plain;
 
 /// Where copies of the requests of a listener go.
 pub(crate) struct Mirror {
@@ -101,8 +106,7 @@ impl Mirror {
     /// Has a copy of a request go to the shadow, if the lot falls on it, once its body has passed through what is given back.
     /// `marked` if it is a part of what became of a copy. To be called when nothing more keeps the request from going on.
     pub(crate) fn copy(self: &Arc<Self>, mut call: Call, ticket: &Ticket, worker: usize, marked: bool) -> Call {
-        let percent = ticket.route().and_then(|route| route.mirror).unwrap_or(self.percent);
-        if rand::random_range(0..100) >= percent {
+        if !self.draws(ticket) {
             return call;
         }
         let extended = call.back.switch.as_ref().is_some_and(|switch| switch.extended);
@@ -113,13 +117,54 @@ impl Mirror {
         } else if said_length(&call.parts).is_some_and(|length| length > self.body_bytes as u64) {
             self.leave_out(Dropped::Body);
         } else {
-            match Duplicate::begin(self, &call.parts, ticket.connection.remote, worker) {
+            let mut head = Request::new(());
+            head.method_mut().clone_from(&call.parts.method);
+            head.uri_mut().clone_from(&call.parts.uri);
+            *head.version_mut() = call.parts.version;
+            head.headers_mut().clone_from(&call.parts.headers);
+            guard::headers::sanitize_request(head.headers_mut());
+            if let Some(span) = &ticket.span {
+                span.announce(head.headers_mut());
+            }
+            match Duplicate::begin(self, head, ticket.connection.remote, worker) {
                 Err(why) => self.leave_out(why),
                 Ok(copy) if call.body.is_end_stream() => copy.send(),
                 Ok(copy) => call.body = Incoming::Mirrored(Box::new(Mirrored::new(call.body, copy))),
             }
         }
         call
+    }
+
+    /// As [`Mirror::copy`], of a plain request, whose head was written as it goes out. `None` if nothing of a body is to be
+    /// copied.
+    pub(crate) fn copy_plain(
+        self: &Arc<Self>,
+        ticket: &Ticket,
+        worker: usize,
+        head: &[u8],
+        framing: Framing,
+    ) -> Option<Box<Plain>> {
+        if !self.draws(ticket) {
+            return None;
+        }
+        let copy = match framing {
+            Framing::Length(length) if length > self.body_bytes as u64 => Err(Dropped::Body),
+            _ => convert::request(head)
+                .ok_or(Dropped::Unsuited)
+                .and_then(|head| Duplicate::begin(self, head, ticket.connection.remote, worker)),
+        };
+        match copy {
+            Ok(copy) => Plain::new(copy, framing).map(Box::new),
+            Err(why) => {
+                self.leave_out(why);
+                None
+            }
+        }
+    }
+
+    fn draws(&self, ticket: &Ticket) -> bool {
+        let percent = ticket.route().and_then(|route| route.mirror).unwrap_or(self.percent);
+        rand::random_range(0..100) < percent
     }
 
     fn leave_out(&self, why: Dropped) {
@@ -163,7 +208,7 @@ impl Mirror {
         let body = if data.is_empty() && trailers.is_none() {
             Incoming::None
         } else {
-            Incoming::Copy(Content::new(data.into(), trailers))
+            Incoming::Copy(Box::new(Content::new(data.into(), trailers)))
         };
         // No connection of any caller: what becomes of those does not end it, and they do not wait for it.
         let (listener, traffic) = (Arc::clone(&self.listener), Arc::default());

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
 use countersign_runtime::{Lifecycle, Seat};
 use http::{HeaderMap, HeaderValue, Response};
 use tokio::net::TcpStream;
@@ -15,7 +14,7 @@ use crate::accept::Accepted;
 use crate::admission::{self, Waits};
 use crate::config::Protocol;
 use crate::exchange::{self, Failed};
-use crate::fast::{self, Left};
+use crate::fast;
 use crate::fault::{Fault, Hop};
 use crate::guard;
 use crate::listener::Listener;
@@ -105,14 +104,7 @@ impl Outbound {
         if http2 {
             let websockets = self.protocol == Protocol::Http;
             Box::pin(serve_http2(connection, io, &self.lifecycle, websockets, &app)).await;
-            return;
-        }
-        // The short way takes no copies.
-        let left = match self.upstreams.mirror {
-            None => fast::serve(io, connection, &*app).await,
-            Some(_) => Some(Left { io, read: BytesMut::new() }),
-        };
-        if let Some(left) = left {
+        } else if let Some(left) = fast::serve(io, connection, &*app).await {
             Box::pin(serve_http1(connection, left, &app)).await;
         }
     }
@@ -188,6 +180,10 @@ impl fast::Route for App {
 
     fn next(&self) -> &Arc<Upstream> {
         self.outbound.upstreams.next()
+    }
+
+    fn mirror(&self) -> Option<&Arc<Mirror>> {
+        self.outbound.upstreams.mirror.as_ref()
     }
 
     fn hop(&self) -> Hop {

@@ -65,7 +65,7 @@ pub(super) fn read(
 pub(super) fn of_route(table: &Table<'_>, mirrors: bool) -> Option<Option<u32>> {
     let Some(value) = table.optional("mirror") else { return Some(None) };
     if !mirrors {
-        return value.problem("the listener has no mirror; one of an outbound listener says where copies go");
+        return value.problem("the listener has no mirror to say where copies go; an outbound one may have it");
     }
     let table = value.table()?;
     table.required("percent").and_then(|value| percent(&value)).map(Some)

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::request::Parts;
 use http::{HeaderMap, Request};
 use http_body::Frame;
 use tokio::sync::OwnedSemaphorePermit;
@@ -41,48 +40,48 @@ pub(crate) struct Content {
 }
 
 impl Duplicate {
-    /// Copies the head, as it goes on to another workload.
+    /// Begins a copy with a head that goes on to another workload.
     pub(super) fn begin(
         mirror: &Arc<Mirror>,
-        parts: &Parts,
+        mut head: Request<()>,
         remote: SocketAddr,
         worker: usize,
     ) -> Result<Self, Dropped> {
-        let (fields, bytes) = guard::size(parts);
-        let kept = room(mirror, bytes + fields * FIELD)?;
-        let mut head = Request::new(());
-        head.method_mut().clone_from(&parts.method);
-        head.uri_mut().clone_from(&parts.uri);
-        *head.version_mut() = parts.version;
-        head.headers_mut().clone_from(&parts.headers);
-        guard::headers::sanitize_request(head.headers_mut());
         guard::mirrored::tell_peer(head.headers_mut());
+        let fields = head.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD);
+        let target = head.uri().path().len() + head.uri().query().map_or(0, str::len);
+        let kept = room(mirror, fields.sum::<usize>() + target)?;
         let (mirror, data, trailers) = (Arc::clone(mirror), Vec::new(), None);
         Ok(Self { mirror, head, worker, remote, data, trailers, kept })
     }
 
     /// Copies a part of the body.
-    fn take(&mut self, frame: &Frame<Bytes>) -> Result<(), Dropped> {
-        if let Some(data) = frame.data_ref() {
-            let len = self.data.len() + data.len();
-            if len > self.mirror.body_bytes {
-                return Err(Dropped::Body);
-            }
-            let has = self.data.capacity();
-            if len > has {
-                let wanted = len.max(2 * has).min(self.mirror.body_bytes);
-                self.kept.merge(room(&self.mirror, wanted - has)?);
-                self.data.reserve_exact(wanted - self.data.len());
-            }
-            // A copy of the bytes, for a piece of them may hold a buffer that is far larger.
-            self.data.extend_from_slice(data);
+    pub(super) fn take(&mut self, data: &[u8]) -> Result<(), Dropped> {
+        let (len, has) = (self.data.len() + data.len(), self.data.capacity());
+        if len > self.mirror.body_bytes {
+            return Err(Dropped::Body);
         }
-        if let Some(trailers) = frame.trailers_ref() {
-            let bytes = trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
-            self.kept.merge(room(&self.mirror, bytes)?);
-            self.trailers = Some(trailers.clone());
+        if len > has {
+            let wanted = len.max(2 * has).min(self.mirror.body_bytes);
+            self.kept.merge(room(&self.mirror, wanted - has)?);
+            self.data.reserve_exact(wanted - self.data.len());
         }
+        // A copy of the bytes, for a piece of them may hold a buffer that is far larger.
+        self.data.extend_from_slice(data);
         Ok(())
+    }
+
+    /// Copies the trailers.
+    pub(super) fn take_trailers(&mut self, trailers: &HeaderMap) -> Result<(), Dropped> {
+        let bytes = trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
+        self.kept.merge(room(&self.mirror, bytes)?);
+        self.trailers = Some(trailers.clone());
+        Ok(())
+    }
+
+    /// Lets go of what has come of the body, which comes anew.
+    pub(super) fn restart(&mut self) {
+        self.data.clear();
     }
 
     /// Sends it, if not too many are under way.
@@ -98,7 +97,8 @@ impl Duplicate {
         }));
     }
 
-    fn give_up(self, why: Dropped) {
+    /// Counts it as one that is not sent.
+    pub(super) fn give_up(self, why: Dropped) {
         self.mirror.leave_out(why);
     }
 }
@@ -118,7 +118,12 @@ impl Mirrored {
         let frame = ready!(self.body.poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
-                if let Some(Err(why)) = self.copy.as_mut().map(|copy| copy.take(frame)) {
+                let taken = self.copy.as_mut().map(|copy| match (frame.data_ref(), frame.trailers_ref()) {
+                    (Some(data), _) => copy.take(data),
+                    (None, Some(trailers)) => copy.take_trailers(trailers),
+                    (None, None) => Ok(()),
+                });
+                if let Some(Err(why)) = taken {
                     self.give_up(why);
                 }
                 // Who has read trailers does not ask for more.

@@ -45,7 +45,7 @@ pub(crate) enum Incoming {
     /// One of these, which is copied while it is read.
     Mirrored(Box<Mirrored>),
     /// It is that of a copy, and at hand.
-    Copy(Content),
+    Copy(Box<Content>),
 }
 
 /// The way back to the caller, for what is no response.

@@ -51,13 +51,15 @@ async fn a_copy_of_an_http1_request_arrives_as_the_request_does() {
     assert!(raw(&stage, empty, "\r\n\r\n").await.starts_with("HTTP/1.1 200 "));
     let head = "HEAD /head HTTP/1.1\r\nhost: app.test\r\n\r\n";
     assert!(raw(&stage, head, "\r\n\r\n").await.starts_with("HTTP/1.1 200 "));
-    had_alike(&stage, 6).await;
+    let general = "GET http://app.test/general HTTP/1.1\r\nhost: app.test\r\n\r\n";
+    assert!(raw(&stage, general, "\r\n\r\n").await.starts_with("HTTP/1.1 200 "));
+    had_alike(&stage, 7).await;
     let copies = stage.shadow.all();
     let chunked = copies.iter().find(|copy| copy.target == "/chunked").unwrap();
     assert_eq!(chunked.trailers.as_ref().unwrap()["x-sum"], "eleven");
     assert_eq!(copies[0].headers["authorization"], "Bearer secret");
-    until("the caller's requests are counted", || async { stage.requests("status=\"2xx\"") > 5.5 }).await;
-    assert!((stage.requests("") - 6.0).abs() < 0.1, "copies are none of the caller's requests");
+    until("the caller's requests are counted", || async { stage.requests("status=\"2xx\"") > 6.5 }).await;
+    assert!((stage.requests("") - 7.0).abs() < 0.1, "copies are none of the caller's requests");
 }
 
 #[tokio::test]
@@ -124,6 +126,33 @@ async fn a_share_of_nothing_mirrors_nothing() {
     }
     assert_eq!((stage.original.count(), stage.shadow.count()), (50, 0));
     assert!(stage.sent(&[]) < 0.5);
+}
+
+#[tokio::test]
+async fn a_request_that_goes_again_is_mirrored_once_and_whole() {
+    let keys = ", balance: round_robin, ejection: off, retry: { statuses: [503], budget_percent: 100 }";
+    let mirror = "percent: 100";
+    let (stage, (shadow, _app)) = Stage::start_with("http", mirror, keys).await;
+    let busy = App::http1(|request| async move {
+        request.into_body().collect().await.unwrap();
+        let mut response = answer("not now");
+        *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+        response
+    })
+    .await;
+    let other = Workload::start(&stage.authority, SERVER, busy.address, "http", "").await;
+    stage.joined(other.inbound, shadow.inbound, mirror).await;
+    let mut again = 0;
+    for number in 0..20 {
+        let chunks = "7\r\nfirst, \r\n6\r\nsecond\r\n0\r\n\r\n";
+        let request = format!("PUT /{number} HTTP/1.1\r\nhost: app.test\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
+        let answered = raw(&stage, &request, "second").await;
+        assert!(answered.starts_with("HTTP/1.1 200 "), "{answered}");
+        again = busy.accepted.load(std::sync::atomic::Ordering::SeqCst);
+    }
+    assert!(again > 0, "none went again");
+    had_alike(&stage, 20).await;
+    assert!(stage.shadow.all().iter().all(|copy| copy.body == "first, second"));
 }
 
 #[tokio::test]

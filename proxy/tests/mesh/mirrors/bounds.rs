@@ -1,23 +1,25 @@
 //! Shadows that are not there, do not answer, or are somebody else, and copies that are too much: whatever it is, it is
 //! counted, and the requests go on as if there were no mirror.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Request;
+use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::stage::{SHADOW, Stage, Workload, silent};
 use crate::support::app::answer;
 use crate::support::{App, Authority, SERVER, client, free_address, read_to, soon, until};
 
-const LATE: &[&str] = &["result=\"late\""];
-
 #[tokio::test]
 async fn a_shadow_that_is_not_there_changes_nothing_for_the_requests() {
     let missing = [free_address(), free_address()].map(|address| address.to_string());
-    let stage = Stage::before(Authority::new(), format!("[\"{}\"]", missing.join("\", \"")), "http", "percent: 100").await;
+    let stage =
+        Stage::before(Authority::new(), format!("[\"{}\"]", missing.join("\", \"")), "http", "percent: 100").await;
     for _ in 0..20 {
         stage.post("/", "hello").await;
     }
@@ -47,15 +49,28 @@ async fn no_byte_of_a_copy_reaches_a_shadow_that_is_somebody_else() {
 async fn a_shadow_that_hangs_holds_up_no_request_and_has_no_more_than_its_number_of_copies() {
     let authority = Authority::new();
     let (shadow, _heard) = silent(&authority, SHADOW).await;
-    let stage = Stage::before(authority, shadow.address, "http", "percent: 100, requests: 3, timeout: 2s").await;
-    for _ in 0..10 {
+    let stage = Stage::before(authority, shadow.address, "http", "percent: 100, requests: 3, timeout: 1h").await;
+    let mut sender = client::http2(stage.entrance).await;
+    for number in 0..5 {
         stage.post("/", vec![b'x'; 1000]).await;
+        let request = Request::post("http://app.test/two").body(client::full(number.to_string())).unwrap();
+        assert_eq!(soon("an answer", sender.send_request(request)).await.unwrap().status(), 200);
     }
-    // Those that were over the number are known before the others end.
-    assert!(stage.dropped("requests") > 0.5);
-    stage.ends(3, LATE).await;
-    assert!((stage.sent(LATE) + stage.dropped("requests") - 10.0).abs() < 0.1);
+    assert!((stage.dropped("requests") - 7.0).abs() < 0.1);
+    assert!(stage.sent(&[]) < 0.1, "three are under way still");
     assert_eq!(stage.original.count(), 10);
+}
+
+#[tokio::test]
+async fn a_copy_that_takes_too_long_is_ended_and_leaves_its_place_to_the_next() {
+    let authority = Authority::new();
+    let (shadow, _heard) = silent(&authority, SHADOW).await;
+    let stage = Stage::before(authority, shadow.address, "http", "percent: 100, requests: 1, timeout: 300ms").await;
+    for count in 1..=3 {
+        stage.post("/", "hello").await;
+        stage.ends(count, &["result=\"late\"", "status=\"none\""]).await;
+    }
+    assert!(stage.dropped("requests") < 0.1);
 }
 
 #[tokio::test]
@@ -72,13 +87,13 @@ async fn a_shadow_that_reads_nothing_does_not_slow_the_body_of_a_request() {
         }
     })
     .await;
-    let mirror = "percent: 100, body_bytes: 1048576, timeout: 2s";
+    let mirror = "percent: 100, body_bytes: 1048576, timeout: 1h";
     let stage = Stage::before(authority, shadow.address, "http", mirror).await;
     for _ in 0..3 {
         stage.post("/", vec![b'x'; 1 << 20]).await;
     }
-    assert!(stage.sent(LATE) < 3.5);
-    stage.ends(3, LATE).await;
+    until("three are on their way", || async { shadow.accepted.load(Ordering::SeqCst) > 2 }).await;
+    assert!(stage.sent(&[]) < 0.1, "they are under way still");
     assert_eq!(stage.original.count(), 3);
 }
 
@@ -103,7 +118,7 @@ async fn an_answer_of_the_shadow_that_breaks_off_is_a_failure_of_the_copy_alone(
     stage.post("/", "hello").await;
     stage.ends(1, &["result=\"failed\"", "fault=\"upstream\""]).await;
     // An error is not sent again, and none of the workload's.
-    assert_eq!(app.accepted.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(app.accepted.load(Ordering::SeqCst), 1);
     assert!(stage.standings().await.iter().all(|(_, standing)| standing == "in"));
 }
 
@@ -128,26 +143,35 @@ async fn a_body_that_is_longer_than_what_is_kept_goes_to_the_workload_alone() {
 }
 
 #[tokio::test]
-async fn what_is_kept_of_all_copies_has_a_bound() {
+async fn what_is_kept_of_all_copies_has_a_bound_and_is_let_go_with_their_answers() {
     let authority = Authority::new();
-    let (shadow, _heard) = silent(&authority, SHADOW).await;
-    // It reads, so that what is kept is kept for want of an answer.
-    let stage = Stage::before(authority, shadow.address, "http", "percent: 100, body_bytes: 1048576").await;
-    let mut asked = tokio::task::JoinSet::new();
+    let (gate, opened) = watch::channel(false);
+    let app = App::http1(move |request| {
+        let mut opened = opened.clone();
+        async move {
+            drop(request.into_body().collect().await);
+            opened.wait_for(|opened| *opened).await.unwrap();
+            answer("at last")
+        }
+    })
+    .await;
+    let shadow = Workload::start(&authority, SHADOW, app.address, "http", "").await;
+    let stage =
+        Stage::before(authority, shadow.inbound, "http", "percent: 100, body_bytes: 1048576, timeout: 1h").await;
     for _ in 0..20 {
-        let entrance = stage.entrance;
-        asked.spawn(async move {
-            let body = client::full(vec![b'x'; 1 << 20]);
-            client::text(client::send(entrance, client::request("POST", "/", body)).await).await.len()
-        });
+        stage.post("/", vec![b'x'; 1 << 20]).await;
     }
-    while let Some(length) = asked.join_next().await {
-        assert_eq!(length.unwrap(), 1 << 20);
-    }
-    // Fifteen of a MiB with their heads are within it.
+    // Of sixteen MiB their heads take some.
     let dropped = stage.dropped("memory");
-    assert!((4.5..=19.5).contains(&dropped), "{dropped}");
-    assert_eq!(stage.original.count(), 20);
+    assert!((dropped - 5.0).abs() < 0.1, "{dropped}");
+    gate.send(true).unwrap();
+    stage.ends(15, &["status=\"2xx\""]).await;
+    for count in 16..20 {
+        stage.post("/", vec![b'x'; 1 << 20]).await;
+        stage.ends(count, &["status=\"2xx\""]).await;
+    }
+    assert!((stage.dropped("memory") - 5.0).abs() < 0.1);
+    assert_eq!(stage.original.count(), 24);
 }
 
 #[tokio::test]

@@ -132,9 +132,10 @@ pub(super) struct Stage {
     /// What the workload had, and its shadow, where that has a sidecar.
     pub(super) original: Log,
     pub(super) shadow: Log,
+    pub(super) called: Workload,
     /// The configuration of the caller without a mirror, which is put in place of a word.
     config: String,
-    _lives: (WorkloadApi, Workload, App),
+    _lives: (WorkloadApi, App),
 }
 
 impl Stage {
@@ -163,7 +164,7 @@ impl Stage {
         let caller = Sidecar::start(&config.replace("MIRROR", &keyed(shadow, mirror)), &api);
         caller.ready().await;
         let shadow = Log::default();
-        Self { authority, caller, entrance, name, original, shadow, config, _lives: (api, called, app) }
+        Self { authority, caller, entrance, name, original, shadow, called, config, _lives: (api, app) }
     }
 
     /// One whose shadow is a workload like the first; with what keeps that alive.
@@ -184,6 +185,17 @@ impl Stage {
     pub(super) fn reload(&self, mirror: Option<(SocketAddr, &str)>) {
         let mirror = mirror.map_or(String::new(), |(shadow, keys)| keyed(shadow, keys));
         self.caller.reload(&self.config.replace("MIRROR", &mirror));
+    }
+
+    /// Adds an endpoint to those of the workload, and waits until there is one more.
+    pub(super) async fn joined(&self, endpoint: SocketAddr, shadow: SocketAddr, mirror: &str) {
+        let one = format!("to: '{}'", self.called.inbound);
+        let two = format!("to: ['{}', '{endpoint}']", self.called.inbound);
+        self.caller.reload(&self.config.replace(&one, &two).replace("MIRROR", &keyed(shadow, mirror)));
+        until("the endpoint is known", || async {
+            self.standings().await.iter().any(|(address, _)| *address == endpoint.to_string())
+        })
+        .await;
     }
 
     /// How many copies were sent whose series has all of these labels.
