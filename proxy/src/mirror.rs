@@ -11,7 +11,7 @@ mod plain;
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use countersign_runtime::Lifecycle;
@@ -54,6 +54,8 @@ pub(crate) struct Mirror {
     /// How many more bytes may be kept.
     room: Arc<Semaphore>,
     metrics: MirrorMetrics,
+    /// When it was said last that copies fail.
+    said: Mutex<Option<Instant>>,
 }
 
 /// Why a request of which a copy was to go was not mirrored.
@@ -100,6 +102,7 @@ impl Mirror {
             places: Arc::new(Semaphore::new(config.requests)),
             room: Arc::new(Semaphore::new(ROOM)),
             metrics: MirrorMetrics::new(&listener.name),
+            said: Mutex::default(),
         })
     }
 
@@ -175,8 +178,7 @@ impl Mirror {
     /// Carries a copy to its end, or to that of its time or of the process.
     async fn carry(self: Arc<Self>, copy: Duplicate) {
         let started = Instant::now();
-        let target = Target::new(copy.head.uri().path());
-        let method = copy.head.method().clone();
+        let (method, path) = (copy.head.method().clone(), copy.head.uri().path().to_owned());
         let ended = tokio::select! {
             biased;
             () = self.lifecycle.stopping() => Ended::Stopped,
@@ -194,11 +196,28 @@ impl Mirror {
             Ended::Stopped => ("stopped", None, None),
         };
         self.metrics.sent(result, status, blame, took);
-        let error = if let Ended::Failed(fault) = &ended { fault.to_string() } else { String::new() };
+        let error = match &ended {
+            Ended::Failed(fault) => fault.to_string(),
+            Ended::Late => "it was not answered in time".to_owned(),
+            Ended::Answered(_) | Ended::Stopped => String::new(),
+        };
+        if !error.is_empty() {
+            self.say(&error);
+        }
         tracing::debug!(
-            listener = %self.listener.name, %method, path = target.path(), result, error,
+            listener = %self.listener.name, %method, path, result, error,
             status = status.map_or(0, |status| status.as_u16()), duration_s = took.as_secs_f64(), "a request was mirrored"
         );
+    }
+
+    /// Says, once a minute, why copies fail: nobody else would hear of it.
+    fn say(&self, error: &str) {
+        let now = Instant::now();
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|said| now.saturating_duration_since(said) >= SAID) {
+            *said = Some(now);
+            tracing::warn!(listener = %self.listener.name, error, "copies of requests fail; the requests go on");
+        }
     }
 
     /// Sends a copy, and reads what is answered to its end.
@@ -267,6 +286,9 @@ impl Dropped {
 
 /// How many bytes are kept of all copies of a listener that are not answered yet.
 const ROOM: usize = 16 << 20;
+
+/// How seldom it is said that copies fail.
+const SAID: Duration = Duration::from_secs(60);
 
 /// How much of an answer is read.
 const LONGEST: usize = 64 << 20;

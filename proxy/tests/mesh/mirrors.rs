@@ -63,6 +63,38 @@ async fn a_copy_of_an_http1_request_arrives_as_the_request_does() {
 }
 
 #[tokio::test]
+async fn however_the_bytes_of_a_body_come_its_copy_is_whole() {
+    let (stage, _lives) = Stage::start("http", "percent: 100").await;
+    let request = "POST /bytes HTTP/1.1\r\nhost: app.test\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n\
+                   1\r\na\r\n0b\r\nbcdefghijkl\r\n2\r\n\r\n\r\n0\r\nx-sum: fourteen\r\n\r\n";
+    let mut tcp = TcpStream::connect(stage.entrance).await.unwrap();
+    tcp.set_nodelay(true).unwrap();
+    for byte in request.as_bytes().chunks(1) {
+        tcp.write_all(byte).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert!(read_to(&mut tcp, "abcdefghijkl").await.starts_with("HTTP/1.1 200 "));
+    had_alike(&stage, 1).await;
+    let copy = &stage.shadow.all()[0];
+    assert_eq!(
+        (&*copy.body, &copy.trailers.as_ref().unwrap()["x-sum"]),
+        (&b"abcdefghijkl\r\n"[..], &"fourteen".parse().unwrap())
+    );
+}
+
+/// More than go over links, so that most share connections.
+#[tokio::test]
+async fn of_many_at_once_each_has_a_copy_of_its_own() {
+    let (stage, _lives) = Stage::start("http", "percent: 100").await;
+    let asked = (0..60).map(|number: usize| {
+        let stage = &stage;
+        async move { stage.post(&format!("/{number}"), number.to_string().repeat(5000 + number)).await }
+    });
+    futures::future::join_all(asked).await;
+    had_alike(&stage, 60).await;
+}
+
+#[tokio::test]
 async fn a_copy_of_an_http2_request_arrives_as_the_request_does() {
     let (stage, _lives) = Stage::start("http", "percent: 100").await;
     let mut sender = client::http2(stage.entrance).await;
