@@ -3,7 +3,9 @@
 mod bounds;
 mod stage;
 
+use std::collections::HashSet;
 use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request};
@@ -173,7 +175,7 @@ async fn a_request_that_goes_again_is_mirrored_once_and_whole() {
     })
     .await;
     let other = Workload::start(&stage.authority, SERVER, busy.address, "http", "").await;
-    stage.joined(other.inbound, shadow.inbound, mirror).await;
+    stage.leads_to([stage.called.inbound, other.inbound], shadow.inbound, mirror).await;
     let mut again = 0;
     for number in 0..20 {
         let chunks = "7\r\nfirst, \r\n6\r\nsecond\r\n0\r\n\r\n";
@@ -184,6 +186,45 @@ async fn a_request_that_goes_again_is_mirrored_once_and_whole() {
     }
     assert!(again > 0, "none went again");
     had_alike(&stage, 20).await;
+    assert!(stage.shadow.all().iter().all(|copy| copy.body == "first, second"));
+}
+
+#[tokio::test]
+async fn a_request_that_goes_again_before_all_of_it_has_come_is_mirrored_once_and_whole() {
+    let keys = ", balance: round_robin, ejection: off, retry: { statuses: [503], budget_percent: 100 }";
+    let mirror = "percent: 100";
+    let (stage, (shadow, _app)) = Stage::start_with("http", mirror, keys).await;
+    // Wherever a path is asked for the first time, it is refused at once.
+    let (log, known) = (stage.original.clone(), Arc::new(Mutex::new(HashSet::new())));
+    let app = App::http1(move |request| {
+        let (log, first) = (log.clone(), known.lock().unwrap().insert(request.uri().path().to_owned()));
+        async move {
+            if !first {
+                return log.take(request).await;
+            }
+            let mut response = answer("not now");
+            *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+            response
+        }
+    })
+    .await;
+    let one = Workload::start(&stage.authority, SERVER, app.address, "http", "").await;
+    let two = Workload::start(&stage.authority, SERVER, app.address, "http", "").await;
+    stage.leads_to([one.inbound, two.inbound], shadow.inbound, mirror).await;
+    let again = || {
+        let labels = [&*format!("listener=\"{}\"", stage.name), "reason=\"status\""];
+        super::support::sidecar::metric("countersign_requests_retried_total", &labels)
+    };
+    for number in 0..10 {
+        let mut tcp = TcpStream::connect(stage.entrance).await.unwrap();
+        let head = format!("PUT /{number} HTTP/1.1\r\nhost: app.test\r\ntransfer-encoding: chunked\r\n\r\n");
+        tcp.write_all(format!("{head}7\r\nfirst, \r\n6\r\nsec").as_bytes()).await.unwrap();
+        until("it goes again", || async { again() > f64::from(number) + 0.5 }).await;
+        tcp.write_all(b"ond\r\n0\r\n\r\n").await.unwrap();
+        let answered = read_to(&mut tcp, "second").await;
+        assert!(answered.starts_with("HTTP/1.1 200 "), "{answered}");
+    }
+    had_alike(&stage, 10).await;
     assert!(stage.shadow.all().iter().all(|copy| copy.body == "first, second"));
 }
 

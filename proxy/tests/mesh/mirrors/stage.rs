@@ -187,13 +187,15 @@ impl Stage {
         self.caller.reload(&self.config.replace("MIRROR", &mirror));
     }
 
-    /// Adds an endpoint to those of the workload, and waits until there is one more.
-    pub(super) async fn joined(&self, endpoint: SocketAddr, shadow: SocketAddr, mirror: &str) {
+    /// Has the listener lead to these endpoints, and waits until it does.
+    pub(super) async fn leads_to(&self, endpoints: [SocketAddr; 2], shadow: SocketAddr, mirror: &str) {
         let one = format!("to: '{}'", self.called.inbound);
-        let two = format!("to: ['{}', '{endpoint}']", self.called.inbound);
-        self.caller.reload(&self.config.replace(&one, &two).replace("MIRROR", &keyed(shadow, mirror)));
+        let [a, b] = endpoints;
+        self.caller.reload(
+            &self.config.replace(&one, &format!("to: ['{a}', '{b}']")).replace("MIRROR", &keyed(shadow, mirror)),
+        );
         until("the endpoint is known", || async {
-            self.standings().await.iter().any(|(address, _)| *address == endpoint.to_string())
+            self.standings().await.iter().any(|(address, _)| *address == b.to_string())
         })
         .await;
     }
