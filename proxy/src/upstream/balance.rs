@@ -58,10 +58,10 @@ fn choose<'a>(
         Balance::LeastConnections => {
             let (count, start) = (members.len(), usize::from(rand::random::<u16>()));
             let from = members.iter().cycle().skip(start % count.max(1)).take(count).filter(&fit);
-            from.min_by(|a, b| weighed(a, now, per_connection).total_cmp(&weighed(b, now, per_connection)))
+            from.min_by(|a, b| weighed(a, now, Endpoint::load).total_cmp(&weighed(b, now, Endpoint::load)))
         }
         Balance::PeakEwma => two(members, &fit, |member| weighed(member, now, Endpoint::cost)),
-        Balance::LeastRequest => two(members, &fit, |member| weighed(member, now, per_connection)),
+        Balance::LeastRequest => two(members, &fit, |member| weighed(member, now, Endpoint::load)),
     }
 }
 
@@ -86,10 +86,6 @@ fn two<'a>(
             Some(if cost(second) < cost(first) { second } else { first })
         }
     }
-}
-
-fn per_connection(endpoint: &Endpoint, _: Instant) -> f64 {
-    endpoint.load()
 }
 
 fn weighed(member: &Member, now: Instant, cost: impl Fn(&Endpoint, Instant) -> f64) -> f64 {

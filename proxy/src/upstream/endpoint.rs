@@ -39,8 +39,10 @@ pub(crate) struct Endpoint {
     unanswered: AtomicUsize,
     silent_since: AtomicU64,
     latency: Latency,
-    /// Answers in a row that were none that anybody wants.
+    /// Answers in a row that were none that anybody wants, and when the last of them came, in microseconds since the group
+    /// was born.
     strikes: AtomicU32,
+    struck_at: AtomicU64,
     pub(super) health: Health,
     /// Until when it has asked not to be asked, in milliseconds since the group was born.
     held_until: AtomicU64,
@@ -59,6 +61,7 @@ impl Endpoint {
             unanswered: AtomicUsize::new(0),
             silent_since: AtomicU64::new(0),
             strikes: AtomicU32::new(0),
+            struck_at: AtomicU64::new(0),
             latency: Latency::new(Instant::now()),
             health: Health::default(),
             held_until: AtomicU64::new(0),
@@ -114,12 +117,21 @@ impl Endpoint {
     /// What one more request would have to expect, relative to the same of other endpoints: the latency, or the silence if
     /// that is longer, for each of those under way.
     pub(super) fn cost(&self, now: Instant) -> f64 {
-        self.latency.at(now).max(self.silence(now)) * self.load()
+        self.latency.at(now).max(self.silence(now)) * self.load(now)
     }
 
     /// As [`Endpoint::cost`], where latency does not count.
-    pub(super) fn load(&self) -> f64 {
-        (self.in_flight() + 1) as f64 * f64::from(1 << self.strikes.load(Ordering::Relaxed).min(MOST_STRIKES))
+    pub(super) fn load(&self, now: Instant) -> f64 {
+        let under_way = (self.in_flight() + 1) as f64;
+        match self.strikes.load(Ordering::Relaxed) {
+            0 => under_way,
+            strikes => {
+                let since = self.age(now).saturating_sub(self.struck_at.load(Ordering::Relaxed));
+                let forgotten = since / u64::try_from(FORGET.as_micros()).unwrap_or(u64::MAX);
+                let counted = strikes.min(MOST_STRIKES).saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX));
+                under_way * f64::from(1 << counted)
+            }
+        }
     }
 
     /// What a request is expected to take, in seconds; `None` where there is no other endpoint and so nothing is noted.
@@ -187,6 +199,7 @@ impl Endpoint {
     /// Notes an answer that nobody wants. How quickly it came is not noted: that must not attract more.
     fn strike(&self, waited: Option<Duration>, now: Instant) -> u32 {
         self.latency.at_least(waited.unwrap_or_default(), now);
+        self.struck_at.store(self.age(now), Ordering::Relaxed);
         self.strikes.fetch_add(1, Ordering::Relaxed).saturating_add(1)
     }
 
@@ -336,6 +349,9 @@ const REFUSALS: u32 = 3;
 /// How much answers that nobody wants may make of the cost of an endpoint, as a power of two.
 const MOST_STRIKES: u32 = 10;
 
+/// How soon each of them is forgotten where none follows, or nobody would ever find out that it does better.
+const FORGET: Duration = Duration::from_secs(1);
+
 impl Verdict {
     /// Whether it has too much to do, or says when to come again.
     pub(super) fn is_busy(&self) -> bool {
@@ -391,6 +407,21 @@ mod tests {
         endpoint.awaits_no_more();
         endpoint.leave();
         assert!(endpoint.cost(late) < 0.1);
+    }
+
+    #[test]
+    fn each_bad_answer_doubles_what_a_request_costs_until_it_is_forgotten_or_a_good_one_comes() {
+        let endpoint = Endpoint::new(None, &group());
+        let (ok, bad) = [StatusCode::OK, StatusCode::TOO_MANY_REQUESTS]
+            .map(|status| Verdict::of(status, &http::HeaderMap::new()))
+            .into();
+        endpoint.answered(&bad, None);
+        endpoint.answered(&bad, None);
+        let now = Instant::now();
+        let load = |seconds: u64| endpoint.load(now + Duration::from_millis(1000 * seconds + 100)) as u32;
+        assert_eq!([0, 1, 2, 60].map(load), [4, 2, 1, 1]);
+        endpoint.answered(&ok, None);
+        assert_eq!(load(0), 1);
     }
 
     #[test]
