@@ -112,7 +112,7 @@ impl Outbound {
         let carried = async {
             let _served = admission::admit_raw(connection).await?;
             let (_turn, stream, next) = self.upstreams.next().raw(seat.worker()).await?;
-            let copied = next.connection.unless_closed(tunnel::copy(app, stream)).await;
+            let copied = next.connection.unless_closed(tunnel::copy_raw(app, stream)).await;
             copied.ok_or(Fault::Untrusted)
         };
         match connection.unless_closed(carried).await {
