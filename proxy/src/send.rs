@@ -150,8 +150,9 @@ impl Asking<'_> {
 
     /// The body is begun anew only when it is sure that it goes again: who reads it now gets no more of it then.
     fn goes_again(&mut self, why: Why, spare: &Spare) -> Option<(RequestBody, Why)> {
-        let goes = spare.is_whole() && self.upstream.allows(self.attempts, self.held.endpoint(), why);
-        if goes { spare.again().map(|body| (body, why)) } else { None }
+        let mut allow = || self.upstream.allows(self.attempts, self.held.endpoint(), why);
+        let why = if spare.is_whole() { allow() } else { None }?;
+        spare.again().map(|body| (body, why))
     }
 }
 

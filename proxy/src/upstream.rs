@@ -386,26 +386,30 @@ impl Upstream {
         (repeatable && self.retry.statuses.contains(&verdict.status.as_u16())).then_some(Why::Status)
     }
 
-    /// Whether a request may go again whose attempt at `endpoint` has failed. Where it may, that is taken from the budget.
-    pub(crate) fn allows(&self, attempts: &mut Attempts, endpoint: &Arc<Endpoint>, why: Why) -> bool {
+    /// Whether a request may go again whose attempt at `endpoint` has failed, and as what. Where it may, that is taken from
+    /// the budget.
+    pub(crate) fn allows(&self, attempts: &mut Attempts, endpoint: &Arc<Endpoint>, why: Why) -> Option<Why> {
+        let mut why = why;
         if why == Why::Stale {
-            let replays = attempts.replay();
-            if replays {
+            if attempts.replay() {
                 self.group.metrics.replayed();
                 if self.hop == Hop::App {
                     self.say_stale(endpoint);
                 }
+                return Some(why);
             }
-            return replays;
+            // Its new connections die too: that is no waiting, and another endpoint may do better.
+            endpoint.broke(None);
+            why = Why::Broke;
         }
         attempts.failed_at(endpoint);
         // There is nothing to be won where it has just failed.
         if attempts.made() >= self.retry.attempts || !self.has_other(attempts) {
-            return false;
+            return None;
         }
         let within = self.budget.withdraw();
         self.group.metrics.retried(why.as_str(), within);
-        within
+        within.then_some(why)
     }
 
     /// Says, once a minute, what closes connections that wait, and which setting of it is shorter than ours.

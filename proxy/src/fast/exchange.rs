@@ -144,7 +144,7 @@ impl<T: Wire> Exchange<'_, T> {
     }
 
     fn goes_again(&mut self, up: &Up, why: Why) -> Option<Why> {
-        (up.can_go_again() && self.upstream.allows(self.attempts, self.turn.endpoint(), why)).then_some(why)
+        if up.can_go_again() { self.upstream.allows(self.attempts, self.turn.endpoint(), why) } else { None }
     }
 
     /// Puts what was taken of the body back, so that the next attempt finds the request as it came.
