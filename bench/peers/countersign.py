@@ -32,16 +32,20 @@ class Countersign:
         """Starts authority, agents and sidecars."""
         self.start_authority(ground)
         listen, mesh = ground.address(), ground.address()
-        lines = {
-            "server": f"inbound:\n  - {{ name: in, listen: {mesh}, app: {backend}, protocol: http }}\n",
-            "client": f"outbound:\n  - {{ name: out, listen: {listen}, to: \"{mesh}\", "
-                      "identity: /ns/bench/sa/server, protocol: http }\n",
-        }
+        lines = self.data_path(listen, mesh, backend)
         started = {name: self.start_side(ground, name, data_path) for name, data_path in lines.items()}
         svid = ground.directory / self.name / "svid"
         output([ground.tools / "svids", "--out", svid, "--workload-api", f"unix://{svid.parent}/client.sock"])
         tls = ",".join(str(svid / name) for name in ["client.pem", "client.key", "ca.pem"])
         return Pair(a=started["client"], b=started["server"], listen=listen, mesh=mesh, tls=tls)
+
+    def data_path(self, listen, mesh, backend):
+        """What each side's file says of its listener."""
+        return {
+            "server": f"inbound:\n  - {{ name: in, listen: {mesh}, app: {backend}, protocol: http }}\n",
+            "client": f"outbound:\n  - {{ name: out, listen: {listen}, to: \"{mesh}\", "
+                      "identity: /ns/bench/sa/server, protocol: http }\n",
+        }
 
     def start_authority(self, ground):
         """Makes an authority with its registrations and the policy, and starts it."""
@@ -62,11 +66,13 @@ class Countersign:
             f"{self.name}-ca", [ground.countersign, "ca", "run", "-c", directory / "ca.yaml"], LOAD_CPU)
         ready(ground, admin)
 
-    def start_side(self, ground, name, data_path):
-        """Starts a sidecar, or an agent and its proxy; returns what is measured."""
+    def start_side(self, ground, service, data_path, of=None):
+        """Starts a sidecar of `service`, or an agent and its proxy; returns what is measured. `of` tells apart those of one
+        service."""
+        name = of or service
         directory, admin = ground.directory / self.name, ground.address()
         ca = directory / "ca"
-        create = ["ca", "token", "create", "-c", ca / "ca.yaml", "--service", f"bench/{name}"]
+        create = ["ca", "token", "create", "-c", ca / "ca.yaml", "--service", f"bench/{service}"]
         token = output([ground.countersign, *create])
         (directory / f"{name}.token").write_text(token.strip())
         domain = "trust_domain: bench.example\n"

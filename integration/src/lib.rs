@@ -7,6 +7,7 @@
 mod backend;
 mod collector;
 pub mod frames;
+pub mod load;
 mod mesh;
 pub mod peers;
 pub mod plain;

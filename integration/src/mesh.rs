@@ -280,6 +280,17 @@ impl Sidecar {
         self.process = Self::process(&self.directory);
     }
 
+    /// Starts it again without its inbound listener, and waits until it is ready.
+    pub async fn serve_no_app(&mut self) {
+        let file = self.path("sidecar.yaml");
+        let yaml = std::fs::read_to_string(&file).unwrap();
+        let (before, rest) = yaml.split_once("inbound:\n").unwrap();
+        let (_, after) = rest.split_once('\n').unwrap();
+        std::fs::write(&file, format!("{before}{after}")).unwrap();
+        self.restart();
+        self.ready().await;
+    }
+
     /// Starts another process with the file `name`, beside the one that runs; it has a log of its own.
     pub fn beside(&self, name: &str) -> Process {
         let config = self.path(name).display().to_string();

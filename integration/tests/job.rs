@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use countersign_integration::plain::Connection;
 use countersign_integration::{Backend, Mesh, Process, Sidecar, eventually, free_address, run};
 use rustix::process::{Pid, Signal, test_kill_process};
 
@@ -127,4 +128,19 @@ async fn an_app_that_cannot_be_served_or_started_is_not_run() {
     std::fs::write(client.path("both.yaml"), text).unwrap();
     let output = run(&["sidecar", "-c", &client.path("both.yaml").display().to_string(), "--", "true"]);
     assert_eq!(output.status.code(), Some(78), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What the app of another container does at its end, where the containers share the network.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_that_is_not_run_here_ends_its_sidecar_when_its_work_is_done() {
+    let World { mesh: _mesh, client, upstream, .. } = &mut world("").await;
+    client.serve_no_app().await;
+    let mut connection = Connection::connect(*upstream).await.unwrap();
+    assert_eq!(connection.get("/work").await.unwrap().status, 200);
+    let order = reqwest::Client::new().post(format!("http://{}/drain", client.admin)).send().await.unwrap();
+    assert_eq!(order.status(), 202);
+    // As long as it holds a connection, it is not done.
+    assert_eq!(connection.get("/last/words").await.unwrap().status, 200);
+    drop(connection);
+    assert!(client.process.wait(Duration::from_secs(20)).success(), "{}", client.process.log());
 }

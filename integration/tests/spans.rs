@@ -261,7 +261,7 @@ async fn the_last_spans_are_sent_before_the_end_with_one_processor_and_with_seve
 async fn a_second_signal_ends_it_at_once_without_the_last_spans() {
     let hangs = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (mut ground, _app) = Ground::start(hangs.local_addr().unwrap(), "sample: 1").await;
-    without_inbound(&mut ground.client).await;
+    ground.client.serve_no_app().await;
     // The drain lasts as long as this connection, so that the second signal comes before the end however busy the machine.
     let mut connection = Connection::connect(ground.upstream).await.unwrap();
     assert_eq!(connection.get("/last").await.unwrap().status, 200);
@@ -273,17 +273,6 @@ async fn a_second_signal_ends_it_at_once_without_the_last_spans() {
     ground.client.process.signal(Signal::TERM);
     assert!(ground.client.process.wait(ENDS_WITHOUT).success());
     assert_eq!(ground.logged("the last spans did not reach the collector in time"), 0);
-}
-
-/// Has a sidecar serve no app of its own.
-async fn without_inbound(sidecar: &mut Sidecar) {
-    let file = sidecar.path("sidecar.yaml");
-    let yaml = std::fs::read_to_string(&file).unwrap();
-    let (before, rest) = yaml.split_once("inbound:\n").unwrap();
-    let (_, after) = rest.split_once('\n').unwrap();
-    std::fs::write(&file, format!("{before}{after}")).unwrap();
-    sidecar.restart();
-    sidecar.ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -305,7 +294,7 @@ async fn a_collector_behind_a_sidecar_gets_the_last_spans_and_none_of_their_own_
     // An app that has an address is gone here, and the end comes at once; of one that has none only its connections tell.
     for (first, last) in [("/first", "/last"), ("/first-without-inbound", "/last-without-inbound")] {
         if first == "/first-without-inbound" {
-            without_inbound(&mut client).await;
+            client.serve_no_app().await;
         }
         for path in [first, last] {
             let mut connection = Connection::connect(upstream).await.unwrap();

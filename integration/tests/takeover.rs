@@ -5,19 +5,16 @@
 //! in one body (8 by default).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
-#[path = "takeover/load.rs"]
-mod load;
-
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use countersign_integration::load::{Load, Tunnel, Upload};
 use countersign_integration::plain::Connection;
 use countersign_integration::stranger::Leaf;
 use countersign_integration::{Backend, Mesh, Process, Sidecar, eventually, free_address, peers, run};
-use load::{Load, Tunnel, Upload};
 use reqwest::StatusCode;
 use rustix::process::Signal;
 

@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -14,10 +16,10 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, header};
+use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 /// Backends of the measurements.
 #[derive(Parser)]
@@ -39,6 +41,16 @@ enum Kind {
     },
     /// Reads a request whole, then answers with how many bytes its body had.
     Sink,
+    /// One endpoint of several: takes its time, then answers with 1 KiB. At `/served` it says how many requests it had
+    /// before.
+    Endpoint {
+        /// Milliseconds until it answers.
+        #[arg(long, default_value_t = 0)]
+        after: u64,
+        /// The status of its answers.
+        #[arg(long, default_value_t = 200)]
+        status: u16,
+    },
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -48,6 +60,11 @@ async fn main() -> Result<()> {
     match arguments.kind {
         Kind::Stream { interval } => serve(listener, move |_| events(Duration::from_millis(interval))).await,
         Kind::Sink => serve(listener, swallow).await,
+        Kind::Endpoint { after, status } => {
+            let (after, status) = (Duration::from_millis(after), StatusCode::from_u16(status)?);
+            let served = Arc::new(AtomicU64::new(0));
+            serve(listener, move |request| endpoint(request, after, status, Arc::clone(&served))).await
+        }
     }
 }
 
@@ -87,4 +104,22 @@ async fn swallow(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hy
         bytes += frame?.data_ref().map_or(0, Bytes::len);
     }
     Ok(Response::new(Full::from(bytes.to_string())))
+}
+
+async fn endpoint(
+    request: Request<Incoming>,
+    after: Duration,
+    status: StatusCode,
+    served: Arc<AtomicU64>,
+) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    if request.uri().path() == "/served" {
+        return Ok(Response::new(Full::from(served.load(Ordering::Relaxed).to_string())));
+    }
+    served.fetch_add(1, Ordering::Relaxed);
+    if !after.is_zero() {
+        sleep(after).await;
+    }
+    let mut response = Response::new(Full::from(vec![b'x'; 1024]));
+    *response.status_mut() = status;
+    Ok(response)
 }

@@ -1,13 +1,13 @@
-//! Callers that do not notice a take-over: each error of any of them counts.
+//! Callers that are to notice nothing of what happens to the sidecars: each error of any of them counts.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::plain::{Connection, field};
+use crate::{bytes, sum};
 use bytes::Bytes;
-use countersign_integration::plain::{Connection, field};
-use countersign_integration::{bytes, sum};
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
 use hyper::client::conn::http2::{SendRequest, handshake};
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 /// Callers that go on until they are told to end.
-pub(crate) struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     failed: Arc<Mutex<Vec<String>>>,
     callers: JoinSet<(&'static str, usize)>,
@@ -74,7 +74,7 @@ impl Caller {
 
 impl Load {
     /// New connections, some that are kept alive, HTTP/2, and who asks the admin endpoints whether they are ready.
-    pub(crate) fn start(upstream: SocketAddr, admins: [SocketAddr; 2]) -> Self {
+    pub fn start(upstream: SocketAddr, admins: [SocketAddr; 2]) -> Self {
         let (stop, failed): (Arc<AtomicBool>, Arc<Mutex<Vec<_>>>) = Default::default();
         let mut callers = vec![Caller::New(upstream), Caller::New(upstream), Caller::Http2(upstream, None)];
         callers.extend((0..4).map(|_| Caller::Kept(upstream, None)));
@@ -99,7 +99,7 @@ impl Load {
     }
 
     /// How often each did what it does, and what went wrong.
-    pub(crate) async fn end(self) -> (Vec<(&'static str, usize)>, Vec<String>) {
+    pub async fn end(self) -> (Vec<(&'static str, usize)>, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
         let done = self.callers.join_all().await;
         let failed = self.failed.lock().unwrap().clone();
@@ -151,10 +151,10 @@ async fn over_http2(upstream: SocketAddr, shared: &mut Option<SendRequest<Empty<
 }
 
 /// A connection that was upgraded: bytes both ways.
-pub(crate) struct Tunnel(TcpStream);
+pub struct Tunnel(TcpStream);
 
 impl Tunnel {
-    pub(crate) async fn open(upstream: SocketAddr) -> Self {
+    pub async fn open(upstream: SocketAddr) -> Self {
         let mut connection = Connection::connect(upstream).await.unwrap();
         connection
             .send(b"GET /socket HTTP/1.1\r\nhost: app.test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
@@ -168,7 +168,7 @@ impl Tunnel {
     }
 
     /// Sends, and gets the same back.
-    pub(crate) async fn echo(&mut self, what: &[u8]) {
+    pub async fn echo(&mut self, what: &[u8]) {
         self.0.write_all(what).await.unwrap();
         let mut back = vec![0; what.len()];
         timeout(Duration::from_secs(10), self.0.read_exact(&mut back)).await.unwrap().unwrap();
@@ -177,13 +177,13 @@ impl Tunnel {
 }
 
 /// A body of which half is sent.
-pub(crate) struct Upload {
+pub struct Upload {
     connection: Connection<TcpStream>,
     body: Vec<u8>,
 }
 
 impl Upload {
-    pub(crate) async fn begin(upstream: SocketAddr, length: usize) -> Self {
+    pub async fn begin(upstream: SocketAddr, length: usize) -> Self {
         let (mut connection, body) = (Connection::connect(upstream).await.unwrap(), bytes(length));
         let head = format!("POST /sum HTTP/1.1\r\nhost: app.test\r\ncontent-length: {length}\r\n\r\n");
         connection.send(head.as_bytes()).await.unwrap();
@@ -192,7 +192,7 @@ impl Upload {
     }
 
     /// Sends the other half: all of it arrives.
-    pub(crate) async fn end(mut self) {
+    pub async fn end(mut self) {
         self.connection.send(&self.body[self.body.len() / 2..]).await.unwrap();
         let answer = timeout(Duration::from_secs(20), self.connection.answer()).await.unwrap().unwrap();
         assert_eq!(String::from_utf8(answer.body).unwrap(), sum(&self.body));
