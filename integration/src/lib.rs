@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod backend;
+mod callers;
 mod collector;
 pub mod frames;
 pub mod load;
@@ -18,6 +19,7 @@ pub mod svid;
 mod through;
 
 pub use backend::{Backend, bytes, sum};
+pub use callers::{Callers, Seen};
 pub use collector::{Collector, Span};
 pub use countersign_testing::{DEADLINE, PROMPT, eventually, free_address, free_neighbours};
 pub use mesh::{Authority, Mesh, Pair, Service, Sidecar, TRUST_DOMAIN, outbound, total};
