@@ -109,6 +109,12 @@ pub fn h2spec() -> Command {
 /// the user `postgres`, in a directory of its own.
 pub async fn postgres() -> (Process, SocketAddr, tempfile::TempDir) {
     let address = free_address();
+    let (process, directory) = postgres_at(address).await;
+    (process, address, directory)
+}
+
+/// As [`postgres`], at this address of loopback.
+pub async fn postgres_at(address: SocketAddr) -> (Process, tempfile::TempDir) {
     let directory = tempfile::Builder::new().prefix("countersign-postgres-").tempdir().unwrap();
     let data = directory.path().join("data");
     let root = rustix::process::getuid().is_root();
@@ -144,7 +150,17 @@ pub async fn postgres() -> (Process, SocketAddr, tempfile::TempDir) {
     ]);
     let process = Process::start(&mut command, &directory.path().join("log"));
     listening("PostgreSQL", address, &process).await;
-    (process, address, directory)
+    (process, directory)
+}
+
+/// Redis, which keeps nothing.
+pub async fn redis(directory: &Path, address: SocketAddr) -> Process {
+    std::fs::create_dir_all(directory).unwrap();
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--save", "", "--appendonly", "no"]);
+    let process = Process::start(command.arg("--dir").arg(directory), &directory.join("log"));
+    listening("Redis", address, &process).await;
+    process
 }
 
 fn postgres_bin() -> PathBuf {
