@@ -34,6 +34,13 @@ pub fn script(name: &str) -> PathBuf {
 
 /// nginx with `server` inside its `http` block.
 pub async fn nginx(directory: &Path, server: &str, listens: SocketAddr) -> Process {
+    let process = Process::start(&mut nginx_command(directory, server), &directory.join("log"));
+    listening("nginx", listens, &process).await;
+    process
+}
+
+/// What starts nginx with `server` inside its `http` block.
+pub fn nginx_command(directory: &Path, server: &str) -> Command {
     std::fs::create_dir_all(directory).unwrap();
     let d = directory.display();
     let config = format!(
@@ -45,9 +52,7 @@ pub async fn nginx(directory: &Path, server: &str, listens: SocketAddr) -> Proce
     let nginx = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists()).expect("nginx");
     let mut command = Command::new(nginx);
     command.arg("-e").arg("stderr").arg("-p").arg(directory).arg("-c").arg(directory.join("nginx.conf"));
-    let process = Process::start(&mut command, &directory.join("log"));
-    listening("nginx", listens, &process).await;
-    process
+    command
 }
 
 /// HAProxy with `sections` (its frontends and backends).
