@@ -65,13 +65,13 @@ async fn an_app_whose_path_answers_503_gets_no_requests_until_it_does_not() {
     let (replicas, ill) = nginx(&mesh).await;
     let (client, entrance) = caller(&mesh, &replicas, "http", "http: /health").await;
     let callers = Callers::start(entrance, 2, Duration::from_millis(5));
-    for number in 0..2 {
-        std::fs::write(&ill[number], "").unwrap();
+    for (number, file) in ill.iter().enumerate() {
+        std::fs::write(file, "").unwrap();
         out(&client, 1).await;
         let (well, other) = ((1 - number).to_string(), number.to_string());
         let seen = asked(entrance, 40).await;
         assert!(seen.all_good() >= 40 && seen.of(&other) == 0, "{well} is well: {:?}", seen.good);
-        std::fs::remove_file(&ill[number]).unwrap();
+        std::fs::remove_file(file).unwrap();
         out(&client, 0).await;
         let seen = asked(entrance, 40).await;
         assert!(seen.of(&other) > 5, "{:?}", seen.good);

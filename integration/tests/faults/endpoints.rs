@@ -1,48 +1,22 @@
 //! Two endpoints, of which one has a bad way: requests go to the other.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use countersign_integration::{Fault, Relay, eventually};
+use countersign_integration::{Callers, Fault, Relay, Seen, eventually};
 use futures::future::join_all;
 use tokio::time::sleep;
 
 use super::ground::{Ground, Place, ask};
 
-/// Callers, each of which asks again and again until `enough`: how many requests were answered as they should be, and what
-/// the others got.
-async fn load(ground: &Ground, enough: &dyn Fn() -> bool) -> (usize, Vec<String>) {
-    let callers = (0..6).map(|caller| async move {
-        let (mut good, mut bad) = (0, Vec::new());
-        while !enough() {
-            let (method, body) = if (caller + good) % 2 == 0 { ("GET", Vec::new()) } else { ("PUT", vec![b'x'; 1000]) };
-            match ask(ground.upstream, method, "/load", &body).await {
-                Ok(answer) if answer.status == 200 => good += 1,
-                Ok(answer) => bad.push(answer.head),
-                Err(error) => bad.push(error.to_string()),
-            }
-            // A pace, so that the test does not take the machine.
-            sleep(Duration::from_millis(5)).await;
-        }
-        (good, bad)
-    });
-    let all = join_all(callers).await;
-    all.into_iter().fold((0, Vec::new()), |(good, mut bad), (more, worse)| {
-        bad.extend(worse);
-        (good + more, bad)
-    })
-}
-
-/// Answers while `relay` has a fault, for so long; it begins and ends well.
-async fn with(ground: &Ground, relay: &Relay, fault: Fault, time: Duration) -> (usize, Vec<String>) {
-    let start = Instant::now();
-    let turn = async {
-        sleep(time / 4).await;
-        relay.both(fault);
-        sleep(time / 2).await;
-        relay.both(Fault::None);
-    };
-    let enough = || start.elapsed() > time;
-    tokio::join!(load(ground, &enough), turn).0
+/// Answers while `relay` has a fault for half of so long; it begins and ends well.
+async fn with(ground: &Ground, relay: &Relay, fault: Fault, time: Duration) -> Seen {
+    let callers = Callers::start(ground.upstream, 6, PAUSE);
+    sleep(time / 4).await;
+    relay.both(fault);
+    sleep(time / 2).await;
+    relay.both(Fault::None);
+    sleep(time / 4).await;
+    callers.end().await
 }
 
 /// Waits until requests go to the endpoint again that had the bad way.
@@ -65,9 +39,13 @@ async fn a_way_that_is_cut_or_reset_again_and_again_costs_no_request_that_may_be
     let ground = Ground::start(2, ", retry: { budget_percent: 100 }", "").await;
     for place in [Place::Wire, Place::App] {
         for fault in [Fault::Cut(2000), Fault::Reset(2000)] {
-            let (good, bad) = with(&ground, ground.relay(place), fault, Duration::from_millis(1200)).await;
-            assert!(bad.is_empty(), "{place:?} {fault:?}: {} of {} failed: {bad:?}", bad.len(), good + bad.len());
-            assert!(good > 20, "{good}");
+            let seen = with(&ground, ground.relay(place), fault, Duration::from_millis(1200)).await;
+            assert!(
+                seen.bad.is_empty() && seen.count() > 20,
+                "{place:?} {fault:?}: of {}: {:?}",
+                seen.count(),
+                seen.bad
+            );
         }
         is_used_again(&ground).await;
     }
@@ -77,21 +55,19 @@ async fn a_way_that_is_cut_or_reset_again_and_again_costs_no_request_that_may_be
 async fn an_endpoint_that_refuses_costs_no_request_and_takes_some_again() {
     let ground = Ground::start(2, "", "").await;
     let relay = ground.relay(Place::Wire);
-    let start = Instant::now();
-    let turn = async {
-        sleep(Duration::from_millis(500)).await;
-        relay.open(false).await;
-        relay.reset_all();
-        eventually("it is out", async || {
-            let out = ground.client.metric("countersign_endpoints_out", &[]).await;
-            if out > 0.5 { Ok(()) } else { Err(out) }
-        })
-        .await;
-        relay.open(true).await;
-    };
-    let enough = || start.elapsed() > Duration::from_secs(3);
-    let ((good, bad), ()) = tokio::join!(load(&ground, &enough), turn);
-    assert!(bad.is_empty() && good > 50, "{} of {} failed: {bad:?}", bad.len(), good + bad.len());
+    let callers = Callers::start(ground.upstream, 6, PAUSE);
+    callers.more(50).await;
+    relay.open(false).await;
+    relay.reset_all();
+    eventually("it is out", async || {
+        let out = ground.client.metric("countersign_endpoints_out", &[]).await;
+        if out > 0.5 { Ok(()) } else { Err(out) }
+    })
+    .await;
+    callers.more(50).await;
+    relay.open(true).await;
+    callers.more(50).await;
+    callers.end().await.all_good();
     is_used_again(&ground).await;
     let log = ground.client.process.log();
     assert!(log.contains("\"reason\":\"unreachable\"") && log.contains("takes requests again"), "{log}");
@@ -101,9 +77,10 @@ async fn an_endpoint_that_refuses_costs_no_request_and_takes_some_again() {
 async fn an_endpoint_that_stalls_loses_its_requests_to_the_healthy_one() {
     let ground = Ground::start(2, ", limits: { first_byte: 2s, handshake: 2s }", "").await;
     let relay = ground.relay(Place::Wire);
-    let (good, bad) = with(&ground, relay, Fault::Drop, Duration::from_secs(6)).await;
+    let seen = with(&ground, relay, Fault::Drop, Duration::from_secs(6)).await;
     // What was on its way there cannot be saved: one that is not answered is not sent twice. Others do not follow it.
-    assert!(bad.iter().all(|head| head.starts_with("HTTP/1.1 504 ")), "{bad:?}");
+    let (good, bad) = (seen.count(), &seen.bad);
+    assert!(bad.iter().all(|head| head.contains("HTTP/1.1 504 ")), "{bad:?}");
     assert!(bad.len() <= 12, "{} of {} failed: {bad:?}", bad.len(), good + bad.len());
     assert!(good > 20 * bad.len().max(5), "{good} were answered, {} were not", bad.len());
     // That it is slow is forgotten slowly; but it stands as the other does.
@@ -120,9 +97,12 @@ async fn an_endpoint_whose_way_is_slow_gets_few_requests() {
     let ground = Ground::start(2, "", "").await;
     let relay = ground.relay(Place::Wire);
     relay.down(Fault::Delay(Duration::from_millis(200)));
-    let start = Instant::now();
-    let (good, bad) = load(&ground, &|| start.elapsed() > Duration::from_secs(3)).await;
-    assert!(bad.is_empty(), "{bad:?}");
+    let callers = Callers::start(ground.upstream, 6, PAUSE);
+    callers.more(400).await;
+    let good = callers.end().await.all_good();
     let slow = ground.servers[0].metric("countersign_requests_total", &[]).await;
     assert!(slow < good as f64 / 4.0, "{slow} of {good} went the slow way");
 }
+
+/// Of each caller between two requests: a load, and not all that the machine can do.
+const PAUSE: Duration = Duration::from_millis(5);
