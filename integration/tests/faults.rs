@@ -23,7 +23,7 @@ const LONG: usize = 1_000_000;
 const WITHIN: usize = 300_000;
 
 /// Where one is cut that comes slowly.
-const AFTER_HANDSHAKE: usize = 6_000;
+const AFTER_HANDSHAKE: usize = 4_500;
 
 /// More requests at once than go over connections of their own, and few enough for those.
 const CROWDS: [usize; 2] = [12, 2];

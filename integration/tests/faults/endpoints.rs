@@ -77,7 +77,7 @@ async fn an_endpoint_that_refuses_costs_no_request_and_takes_some_again() {
 async fn an_endpoint_that_stalls_loses_its_requests_to_the_healthy_one() {
     let ground = Ground::start(2, ", limits: { first_byte: 2s, handshake: 2s }", "").await;
     let relay = ground.relay(Place::Wire);
-    let seen = with(&ground, relay, Fault::Drop, Duration::from_secs(6)).await;
+    let seen = with(&ground, relay, Fault::Drop, Duration::from_secs(5)).await;
     // What was on its way there cannot be saved: one that is not answered is not sent twice. Others do not follow it.
     let (good, bad) = (seen.count(), &seen.bad);
     assert!(bad.iter().all(|head| head.contains("HTTP/1.1 504 ")), "{bad:?}");
