@@ -366,7 +366,7 @@ impl Caller {
                     return Ok(Err(error));
                 }
             }
-            Ok::<_, Fault>(tunnel::copy(stream, app).await)
+            Ok::<_, Fault>(tunnel::copy_raw(app, stream).await)
         };
         match connection.unless_closed(carried).await {
             Some(Err(fault)) => exchange::report(connection, &fault, None),

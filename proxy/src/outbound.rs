@@ -125,7 +125,7 @@ impl Outbound {
                 0 => turn.broke(None),
                 _ => turn.spoke(),
             });
-            let copied = next.connection.unless_closed(tunnel::copy(app, stream)).await;
+            let copied = next.connection.unless_closed(tunnel::copy_raw(app, stream)).await;
             copied.ok_or(Fault::Untrusted)
         };
         match connection.unless_closed(carried).await {

@@ -391,14 +391,12 @@ impl Upstream {
     /// Whether a request may go again whose attempt at `endpoint` has failed. Where it may, that is taken from the budget.
     pub(crate) fn allows(&self, attempts: &mut Attempts, endpoint: &Arc<Endpoint>, why: Why) -> bool {
         if why == Why::Stale {
-            let replays = attempts.replay();
-            if replays {
-                self.group.metrics.replayed();
-                if self.hop == Hop::App {
-                    self.say_stale(endpoint);
-                }
+            attempts.replayed();
+            self.group.metrics.replayed();
+            if self.hop == Hop::App {
+                self.say_stale(endpoint);
             }
-            return replays;
+            return true;
         }
         attempts.failed_at(endpoint);
         // There is nothing to be won where it has just failed.

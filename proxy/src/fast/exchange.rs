@@ -120,6 +120,7 @@ impl<T: Wire> Exchange<'_, T> {
     pub(super) fn broke(&mut self, up: &Up, unsent: bool, used: bool) -> Option<Why> {
         self.attempts.sent(!unsent);
         let stale = unsent || (used && up.repeatable && self.began.elapsed() < AT_ONCE);
+        // Where the new connections die too, that is no waiting, and another endpoint may do better.
         if stale && self.attempts.may_replay() {
             return self.goes_again(up, Why::Stale);
         }
