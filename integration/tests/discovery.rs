@@ -123,6 +123,28 @@ async fn other_servers_are_taken_up_by_a_reload() {
 }
 
 #[tokio::test]
+async fn a_listener_that_changes_while_dns_is_away_keeps_its_addresses() {
+    let mut story = Story::start().await;
+    story.knot.write("server 1 A 127.0.0.1\nother 1 A 127.0.0.1");
+    let (client, upstream) = story.client(&format!("server.mesh.test:{}", story.port(0))).await;
+    answers(upstream, "1").await;
+    let keys = "identity: /ns/test/sa/server,";
+    let split = format!("split: [{{ percent: 100, to: \"other.mesh.test:{}\" }}],", story.port(1));
+    rewrite(&client, |text| text.replace(keys, &format!("{keys} {split}")));
+    answers(upstream, "2").await;
+    story.knot.kill();
+    for (before, after, expected) in
+        [(keys, "identity: /ns/test/sa/server, limits: { idle: 99s },", "2"), (&split, "", "1")]
+    {
+        let taken_up = async || client.metric("countersign_listener_reloads_total", &["result=\"accepted\""]).await;
+        let reloads = taken_up().await;
+        rewrite(&client, |text| text.replace(before, after));
+        eventually("it is taken up", async || if taken_up().await > reloads { Ok(()) } else { Err("not yet") }).await;
+        assert_eq!(ask(upstream).await, (200, expected.into()));
+    }
+}
+
+#[tokio::test]
 async fn an_app_at_localhost_is_reached_without_a_dns_server() {
     let story = Story::start().await;
     let (_client, upstream) = story.client(&format!("127.0.0.1:{}", story.port(0))).await;
