@@ -25,9 +25,9 @@ pub enum AddressError {
     /// The host is neither an IP address nor a DNS name.
     #[error("the host must be a DNS name or an IP address (an IPv6 address in brackets)")]
     Host,
-    /// No connection can be made to the address: it is unspecified, multicast or broadcast.
+    /// Nobody has the address: it is unspecified, multicast or broadcast.
     #[error(
-        "no connection can be made to this address; write the address of the other end, or 127.0.0.1 for this host"
+        "nobody has this address; write that of the other end, or 127.0.0.1 for this host"
     )]
     Nowhere,
     /// A link-local IPv6 address, which is one on each link of the host.
