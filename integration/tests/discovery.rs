@@ -136,10 +136,9 @@ async fn a_listener_that_changes_while_dns_is_away_keeps_its_addresses() {
     for (before, after, expected) in
         [(keys, "identity: /ns/test/sa/server, limits: { idle: 99s },", "2"), (&split, "", "1")]
     {
-        let taken_up = async || client.metric("countersign_listener_reloads_total", &["result=\"accepted\""]).await;
-        let reloads = taken_up().await;
+        let reloads = reloads(&client).await;
         rewrite(&client, |text| text.replace(before, after));
-        eventually("it is taken up", async || if taken_up().await > reloads { Ok(()) } else { Err("not yet") }).await;
+        taken_up(&client, reloads).await;
         assert_eq!(ask(upstream).await, (200, expected.into()));
     }
 }
@@ -161,6 +160,37 @@ async fn an_app_at_localhost_is_reached_without_a_dns_server() {
     })
     .await;
     assert!(server.metric("countersign_dns_lookups_total", &["result=\"no_answer\""]).await < 0.5);
+}
+
+#[tokio::test]
+async fn an_app_is_reached_through_a_listener_that_changes_while_dns_is_away() {
+    let mut story = Story::start().await;
+    story.knot.write("app 1 A 127.0.0.1");
+    let (_client, upstream) = story.client(&format!("127.0.0.1:{}", story.port(0))).await;
+    let (server, _app) = &story.servers[0];
+    let dns = format!("dns: {{ servers: \"{}\" }}\n", story.knot.address());
+    rewrite(server, |text| text.replace("app: 127.0.0.1:", "allow_remote: true, app: app.mesh.test:") + &dns);
+    eventually("it is looked up", async || {
+        assert_eq!(ask(upstream).await, (200, "1".into()));
+        let found = server.metric("countersign_dns_lookups_total", &["result=\"ok\""]).await;
+        if found > 0.0 { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    story.knot.kill();
+    let reloads = reloads(server).await;
+    rewrite(server, |text| text.replace("allow_remote: true,", "allow_remote: true, limits: { idle: 99s },"));
+    taken_up(server, reloads).await;
+    assert_eq!(ask(upstream).await, (200, "1".into()));
+}
+
+/// How many changes of its file a sidecar has taken up.
+async fn reloads(sidecar: &Sidecar) -> f64 {
+    sidecar.metric("countersign_listener_reloads_total", &["result=\"accepted\""]).await
+}
+
+/// Waits until there are more than these.
+async fn taken_up(sidecar: &Sidecar, before: f64) {
+    eventually("it is taken up", async || if reloads(sidecar).await > before { Ok(()) } else { Err("not yet") }).await;
 }
 
 /// Replaces the file of a running sidecar.

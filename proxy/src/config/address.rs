@@ -26,9 +26,7 @@ pub enum AddressError {
     #[error("the host must be a DNS name or an IP address (an IPv6 address in brackets)")]
     Host,
     /// Nobody has the address: it is unspecified, multicast or broadcast.
-    #[error(
-        "nobody has this address; write that of the other end, or 127.0.0.1 for this host"
-    )]
+    #[error("nobody has this address; write that of the other end, or 127.0.0.1 for this host")]
     Nowhere,
     /// A link-local IPv6 address, which is one on each link of the host.
     #[error(

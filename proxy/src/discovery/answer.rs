@@ -15,7 +15,7 @@ pub(super) struct Answer {
     pub(super) ttl: Duration,
     /// What was left out of it, or could not be learnt.
     pub(super) problem: Option<String>,
-    /// The family that could not be asked for, though the other could.
+    /// The family that could not be asked for, though the other could; of a name, for targets of SRV records have theirs already.
     pub(super) lacks: Option<Family>,
 }
 
@@ -99,7 +99,7 @@ impl Failure {
         Self::new(Why::NoAnswer, "no DNS server answers in time")
     }
 
-    /// Whether it is no answer about the name, and may pass at any moment.
+    /// Whether it may pass at any moment: it is neither that there is no such name, nor that it has no such record.
     pub(super) fn is_passing(&self) -> bool {
         self.why > Why::NoRecord
     }
