@@ -257,8 +257,9 @@ async fn one_server_that_is_silent_and_one_that_refuses_do_not_keep_another_from
     let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let other = Knot::serving("other.test", &ground.directory.path().join("other"), free_address(), "").await;
     let (silent, refuses, good) = (silent.local_addr().unwrap(), other.address(), ground.knot.address());
-    for servers in [[silent, good], [good, silent], [refuses, good], [good, refuses]] {
-        let resolver = asking(ground.directory.path(), &servers, &ground.lifecycle);
+    let pairs = [[silent, good], [good, silent], [refuses, good], [good, refuses]];
+    for servers in pairs.iter().map(|pair| &pair[..]).chain([&[refuses, silent, good][..]]) {
+        let resolver = asking(ground.directory.path(), servers, &ground.lifecycle);
         let found = resolver.addresses(&address("api.mesh.test:80")).await;
         assert_eq!(found, Ok(vec!["127.0.0.2:80".parse().unwrap()]), "{servers:?}");
     }
