@@ -14,9 +14,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::{Door, accept};
-use crate::config::{self, Config};
+use crate::config::{self, Address, Config};
 use crate::dial::Dialer;
-use crate::discovery::follow;
 use crate::inbound::{Inbound, Shared};
 use crate::listener::{Common, Direction, Listener};
 use crate::load::Load;
@@ -70,6 +69,14 @@ impl Plan {
         match &self.listener {
             Entry::Inbound(inbound) => &inbound.name,
             Entry::Outbound(outbound) => &outbound.name,
+        }
+    }
+
+    /// Whether it sends requests to what `to` leads to.
+    fn leads_to(&self, to: &[Address]) -> bool {
+        match &self.listener {
+            Entry::Inbound(inbound) => std::slice::from_ref(&inbound.app) == to,
+            Entry::Outbound(outbound) => outbound.to == to || outbound.split.iter().any(|part| part.to == to),
         }
     }
 
@@ -136,6 +143,7 @@ impl Listeners {
         }
         let loads = &mut self.loads;
         loads.retain(|(_, name), load| Arc::strong_count(load) > 1 || wanted.iter().any(|plan| plan.name() == name));
+        self.shared.resolver.retain(|to| wanted.iter().any(|plan| plan.leads_to(to)));
         Ok(())
     }
 
@@ -212,7 +220,7 @@ impl Listeners {
                 let listener = Listener::outbound(config, common);
                 let upstream = |config: &config::Outbound| {
                     let dialer = Dialer::new(config.identity.clone(), identity.clone(), self.waiting.clone());
-                    let discovery = follow(config.to.clone(), Arc::clone(&resolver), lifecycle);
+                    let discovery = resolver.follow(&config.to);
                     let (listener, count) = (Arc::clone(&listener), workers.count());
                     Upstream::mesh(dialer, config, discovery, listener, connections, lifecycle, count)
                 };

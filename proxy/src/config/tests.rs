@@ -158,8 +158,12 @@ fn addresses_that_cannot_be_dialled_are_refused() {
     for text in ["srv://", "srv://a:1", "srv://a/b", "srv://a..b"] {
         assert_eq!(text.parse::<Address>(), Err(AddressError::Srv), "{text}");
     }
-    for text in ["a:1", "a.b.:1", "a_b-c:1", "1.2.3.4:1", "[::1]:1", "srv://_mesh._tcp.a.b", "srv://web.service.test."]
-    {
+    for text in ["0.0.0.0:1", "[::]:1", "[::ffff:0.0.0.0]:1", "224.0.0.1:1", "[ff02::1]:1", "255.255.255.255:1"] {
+        assert_eq!(text.parse::<Address>(), Err(AddressError::Nowhere), "{text}");
+    }
+    assert_eq!("[fe80::1]:1".parse::<Address>(), Err(AddressError::Zone));
+    let names = ["a:1", "a.b.:1", "a_b-c:1", "srv://_mesh._tcp.a.b", "srv://web.service.test."];
+    for text in ["1.2.3.4:1", "[::1]:1", "[fe80::1%2]:1", "169.254.20.10:1"].into_iter().chain(names) {
         assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
     }
 }
