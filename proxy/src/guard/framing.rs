@@ -12,13 +12,16 @@ pub(crate) mod chunked;
 pub(crate) mod head;
 mod requests;
 
+use std::error::Error;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use answers::{Answered, Answers};
 pub(crate) use head::length;
@@ -42,6 +45,20 @@ impl Default for HeadLimits {
     }
 }
 
+/// A request head did not end in time.
+#[derive(Debug, thiserror::Error)]
+#[error("the head of a request did not end in time")]
+pub struct HeadLate;
+
+impl HeadLate {
+    /// Whether it is what an error was made of.
+    pub(crate) fn is_in(error: &(dyn Error + 'static)) -> bool {
+        let io: Option<&io::Error> = error.downcast_ref();
+        io.and_then(io::Error::get_ref).is_some_and(<dyn Error + Send + Sync>::is::<Self>)
+            || error.source().is_some_and(Self::is_in)
+    }
+}
+
 /// The server's side of an HTTP/1 connection, of which only well-formed requests can be read.
 ///
 /// Bodies, and heads that arrive in one piece, go straight into the reader's buffer.
@@ -56,6 +73,9 @@ pub struct Framed<T> {
     /// Whether the held bytes that are not cleared have still to be looked at.
     unseen: bool,
     state: State,
+    /// How long a head may take that has begun, and when the one that has is late.
+    within: Option<Duration>,
+    late: Option<Pin<Box<Sleep>>>,
     /// Who waits for an answer to be written. hyper reads and writes in one task, but need not.
     reader: Option<Waker>,
 }
@@ -86,6 +106,8 @@ impl<T> Framed<T> {
             cleared: 0,
             unseen: false,
             state: State::Open,
+            within: None,
+            late: None,
             reader: None,
         }
     }
@@ -94,6 +116,17 @@ impl<T> Framed<T> {
     pub fn resumed(io: T, read: BytesMut, limits: HeadLimits) -> Self {
         let unseen = !read.is_empty();
         Self { held: read, unseen, ..Self::new(io, limits) }
+    }
+
+    /// Ends with [`HeadLate`] where a head does not end so soon after its first byte.
+    pub fn heads_within(self, within: Duration) -> Self {
+        Self { within: Some(within), ..self }
+    }
+
+    /// Whether the head that has begun is late; sees to it that the task is woken when it is.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(within) = self.within else { return false };
+        self.late.get_or_insert_with(|| Box::pin(sleep(within))).as_mut().poll(cx).is_ready()
     }
 
     fn deliver(&mut self, out: &mut ReadBuf<'_>) {
@@ -213,6 +246,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Framed<T> {
         let before = out.filled().len();
         while out.filled().len() == before && out.remaining() > 0 {
             if this.cleared > 0 {
+                this.late = None;
                 this.deliver(out);
                 continue;
             }
@@ -234,6 +268,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Framed<T> {
             } else if this.held.is_empty() {
                 ready!(this.poll_straight(cx, out))?
             } else {
+                if !this.unseen && this.is_late(cx) {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, HeadLate)));
+                }
                 let more = this.unseen || ready!(this.poll_hold(cx))?;
                 this.clear_held();
                 more

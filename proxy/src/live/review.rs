@@ -108,44 +108,29 @@ fn close(connection: &Connection, peer: &Peer, why: &str, reason: &'static str) 
 fn look(connections: &Connections) {
     let now = (UnixTime::now(), Instant::now());
     for connection in connections.all() {
-        if connection.look() >= rest_of(&connection) && connection.kind != Kind::Pooled {
-            connection.listener.metrics.ended("idle");
-            connection.close();
-        }
-        if connection.kind == Kind::Http {
-            look_at_requests(&connection, now);
+        let quiet = connection.look();
+        match connection.kind {
+            Kind::Http => look_at_requests(&connection, quiet, now),
+            Kind::Tcp | Kind::Relayed if quiet >= looks_of(connection.listener.limits.times.idle) => {
+                connection.listener.metrics.ended("idle");
+                connection.close();
+            }
+            _ => {}
         }
     }
     connections.pools().iter().for_each(|pool| pool.tidy());
 }
 
-/// For how many looks nothing may move on a connection. What has taken it over, or is still being sent by the caller, ends
-/// with it; a request that waits for its answer is told why it ends, by its own limit.
-fn rest_of(connection: &Connection) -> u32 {
-    let own = looks_of(connection.listener.limits.times.idle);
-    let mut rest = own;
-    if connection.kind == Kind::Http {
-        connection.each_flight(|flight| {
-            let of_flight = looks_of(connection.listener.times(flight).idle);
-            rest = match flight.has_uploaded() {
-                _ if flight.is_tunnel() => of_flight,
-                true => NEVER,
-                false => rest.max(of_flight),
-            };
-        });
-    }
-    rest
-}
-
-fn look_at_requests(connection: &Connection, (time, now): (UnixTime, Instant)) {
+fn look_at_requests(connection: &Connection, quiet: u32, (time, now): (UnixTime, Instant)) {
     let expired = connection.peer.as_ref().is_some_and(|peer| time > peer.not_after());
     if expired && !connection.is_ending() {
         connection.listener.metrics.ended("expired");
         connection.finish();
     }
-    // Bytes may go on without any request: an HTTP/2 client can ping for ever.
-    let vacant = if connection.listener.is_inbound() { connection.look_for_requests() } else { 0 };
-    if vacant >= looks_of(connection.listener.limits.times.idle) && !connection.is_ending() {
+    let vacant = connection.look_for_requests();
+    // Bytes may go on without any request: an HTTP/2 client can ping for ever. The app may.
+    let idle = if connection.listener.is_inbound() { vacant } else { vacant.min(quiet) };
+    if idle >= looks_of(connection.listener.limits.times.idle) && !connection.is_ending() {
         connection.listener.metrics.ended("idle");
         connection.finish();
     } else if connection.is_ending() && connection.lingers() > PATIENCE && vacant > 0 {
@@ -162,13 +147,15 @@ fn look_at_requests(connection: &Connection, (time, now): (UnixTime, Instant)) {
             }
             return;
         }
-        let (unanswered, quiet) = flight.look();
+        let (unanswered, still) = flight.look();
+        // The bytes of what has taken the connection over are counted there alone.
+        let still = if flight.is_tunnel() { quiet } else { still };
         let times = connection.listener.times(flight);
         if times.total.is_some_and(|total| flight.lasts(now) >= total) {
             flight.cut(Cut::Total);
         } else if unanswered >= looks_of(times.first_byte) {
             flight.cut(Cut::FirstByte);
-        } else if quiet >= looks_of(times.idle) {
+        } else if still >= looks_of(times.idle) {
             flight.cut(Cut::Idle);
         }
     });

@@ -13,7 +13,6 @@ use http::uri::Scheme;
 use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 
 use super::received::Received;
 use super::{Answered, Asking, Held, Unanswered, refused};
@@ -138,13 +137,13 @@ impl Drop for FromStream {
 fn upload(pool: &Arc<Pool>, body: RequestBody, sender: SendStream<Bytes>, place: &Arc<Place>) -> Upload {
     let (upload, response) = oneshot::channel();
     let place = Arc::clone(place);
-    let idle = pool.listener().limits.times.unattended();
+    let rest = body.rest();
     pool.lifecycle().spawn(async move {
         let mut sending = pin!(send_body(body, sender));
         tokio::select! {
             () = &mut sending => {}
             // Nobody looks after a request any more whose connection has gone.
-            ended = response => if let Ok(GoOn) = ended { drop(timeout(idle, sending).await) },
+            ended = response => if let Ok(GoOn) = ended { let _ = rest.carried(sending).await; },
         }
         drop(place);
     });

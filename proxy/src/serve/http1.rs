@@ -8,12 +8,12 @@ use http::Request;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::call::{Answers, Back, Call, Incoming, Interim, Switch, Upgraded};
 use crate::fast::Left;
-use crate::guard::{Framed, HeadLimits};
+use crate::guard::{Framed, HeadLate, HeadLimits};
 use crate::live::Connection;
 
 /// Serves HTTP/1 on a connection until it ends, and then the upgrade that its last request led to.
@@ -24,11 +24,11 @@ where
 {
     let limits = &connection.listener.limits;
     let head = HeadLimits { bytes: limits.header_bytes as usize, headers: limits.headers };
-    let framed = Framed::resumed(left.io, left.read, head);
+    let framed = Framed::resumed(left.io, left.read, head).heads_within(limits.head);
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
+        // `framed` bounds the time of a head. hyper would bound the time between two requests with it.
+        .header_read_timeout(None)
         .max_headers(limits.headers)
         // `framed` has held the head to the limit; hyper asks for a buffer that it cannot fill.
         .max_buf_size(limits.header_bytes as usize + 4096)
@@ -46,7 +46,7 @@ where
     });
     let served = builder.serve_connection(TokioIo::new(framed), service).with_upgrades();
     if let Some(Err(error)) = connection.serve(served, |served| served.graceful_shutdown()).await {
-        if error.is_timeout() {
+        if HeadLate::is_in(&error) {
             connection.listener.metrics.ended("head");
         }
         // A connection that broke is its peer's affair; it is worth a line for who looks for it.
