@@ -196,7 +196,7 @@ mod tests {
             (vec![hourly, all], vec![daily, hourly, (5, 60, Of::Listener), all]),
             (vec![daily, hourly], vec![hourly]),
             (vec![daily, hourly], vec![(2, 3600, Of::Identity), (1, 86400, Of::Identity)]),
-            (vec![hourly], vec![(2, 7200, Of::Identity)]),
+            (vec![hourly], vec![(2, 1800, Of::Identity)]),
             (vec![hourly, (2, 3600, Of::Identity), all], vec![all, (2, 3600, Of::Identity)]),
         ] {
             let (places, peer, had) = (Places::default(), Had::default(), Had::default());

@@ -337,16 +337,10 @@ async fn a_tcp_connection_has_all_its_time_before_the_server_speaks() {
 
 #[tokio::test]
 async fn a_silent_stream_both_of_whose_sides_are_open_is_reset_and_its_connection_goes_on() {
-    let app = App::http2(|request: Request<Incoming>| async move {
-        match request.uri().path() {
-            "/llm.Chat/Talk" => Response::new(request.into_body().boxed()),
-            _ => answer("in"),
-        }
-    })
-    .await;
-    for protocol in ["grpc", "http"] {
-        let app = if protocol == "grpc" { app.address } else { echoing().await.address };
-        let pair = Pair::start(&format!("{protocol}, limits: {{ idle: 1s }}"), app).await;
+    let echo = |request: Request<Incoming>| async { Response::new(request.into_body().boxed()) };
+    let (http1, http2) = (App::http1(echo).await, App::http2(echo).await);
+    for (protocol, app) in [("grpc", http2), ("http", http1)] {
+        let pair = Pair::start(&format!("{protocol}, limits: {{ idle: 1s }}"), app.address).await;
         let sender = client::http2(pair.entrance).await;
         let (pieces, body) = client::pieces();
         let request = Request::post("http://app.test/llm.Chat/Talk").body(body).unwrap();
@@ -359,10 +353,6 @@ async fn a_silent_stream_both_of_whose_sides_are_open_is_reset_and_its_connectio
         assert_eq!(quick.expect("the connection goes on").status(), 200, "{protocol}");
         assert!(faults(&pair, "idle") > 0.5, "{protocol}");
     }
-}
-
-async fn echoing() -> App {
-    App::http1(|request: Request<Incoming>| async { Response::new(request.into_body().boxed()) }).await
 }
 
 #[tokio::test]

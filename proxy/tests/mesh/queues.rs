@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::support::app::{AppBody, answer};
 use super::support::sidecar::metric;
@@ -268,15 +268,12 @@ async fn who_goes_away_behind_a_large_body_leaves_the_queue_too() {
         let first = ask(&pair, "/first");
         slow.has_heard(1).await;
         let head = |length: usize| format!("PUT /gone HTTP/1.1\r\nhost: app.test\r\ncontent-length: {length}\r\n\r\n");
-        for (sent, length) in [(100_000, 100_000), (100_000, 1 << 30), (1 << 30, 1 << 30)] {
+        // More than the sidecar reads; with it the request is whole, or not.
+        for length in [60_000, 1 << 30] {
             let mut caller = TcpStream::connect(pair.entrance).await.unwrap();
             caller.write_all(head(length).as_bytes()).await.unwrap();
+            caller.write_all(&[b'x'; 60_000]).await.unwrap();
             queued(&pair, 1).await;
-            let (mut left, piece) = (sent, [b'x'; 10_000]);
-            // Until all is sent, or nothing more is taken.
-            while left > 0 && timeout(PROMPT / 2, caller.write_all(&piece)).await.is_ok() {
-                left -= piece.len();
-            }
             drop(caller);
             queued(&pair, 0).await;
         }
