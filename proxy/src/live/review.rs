@@ -191,3 +191,47 @@ const LOOK: Duration = Duration::from_secs(1);
 /// window the answer may wait that says so. Over HTTP/1 an end waits in line behind bytes that the caller does not
 /// read; what is there at the look after that has its connection closed.
 const PATIENCE: u32 = 2;
+
+#[cfg(test)]
+mod tests {
+    use countersign_config::Document;
+    use countersign_identity::TrustDomain;
+    use http::Method;
+    use tokio::sync::watch;
+
+    use super::super::{Entry, Target, Ticket};
+    use super::*;
+    use crate::config::Config;
+    use crate::discovery::Resolver;
+    use crate::listener::{Common, Listener};
+
+    /// A connection of a listener whose `idle` is a second.
+    fn connection(connections: &Arc<Connections>) -> Entry {
+        let listener = "{ name: a, listen: 0.0.0.0:1, app: 127.0.0.1:2, protocol: http, limits: { idle: 1s } }";
+        let document = Document::parse("sidecar.yaml", &format!("inbound: [{listener}]\n")).unwrap();
+        let domain = TrustDomain::new("a.example").unwrap();
+        let config = document.decode(|root| Config::read(&root.table()?, &domain)).unwrap();
+        let (_nobody, identity) = watch::channel(None);
+        let resolver = Resolver::start(None, &Lifecycle::new());
+        let common = Common { identity, resolver, load: Arc::default(), access_log: false, spans: None };
+        let listener = Listener::inbound(&config.inbound[0], common);
+        let remote = "127.0.0.1:1".parse().unwrap();
+        connections.enter(Connection::new(listener, Kind::Http, None, remote, None, Arc::default()))
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_silent_from_the_end_of_its_last_request_on_however_long_that_took() {
+        let connections = Arc::new(Connections::default());
+        let entry = connection(&connections);
+        for _ in 0..2 {
+            let ticket = Ticket::open(&entry.connection, Method::GET, Target::new("/"), true);
+            (0..5).for_each(|_| look(&connections));
+            // It was answered, and nothing of that was written yet.
+            drop(ticket);
+            look(&connections);
+            assert!(!entry.connection.is_ending());
+        }
+        look(&connections);
+        assert!(entry.connection.is_ending(), "a whole second has passed");
+    }
+}

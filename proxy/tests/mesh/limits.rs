@@ -298,6 +298,26 @@ async fn a_connection_may_be_idle_for_its_whole_time_after_its_last_request() {
 }
 
 #[tokio::test]
+async fn between_two_requests_the_time_for_a_head_does_not_run_whatever_came_before() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start("http, limits: { head: 1s }", app.address).await;
+    let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
+    // The first one is not plain.
+    let asked = "POST / HTTP/1.1\r\nhost: app.test\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nhi";
+    tcp.write_all(asked.as_bytes()).await.unwrap();
+    let answer = read_to(&mut tcp, "\r\n\r\nin").await;
+    assert!(answer.ends_with("\r\n\r\nin"), "{answer}");
+    sleep(Duration::from_secs(2)).await;
+    // A head that has begun has its time.
+    tcp.write_all(b"GET / HTTP/1.1\r\nhost: app.test\r\n").await.expect("it waits for the next");
+    let start = Instant::now();
+    assert!(matches!(soon("its end", tcp.read(&mut [0; 1])).await, Ok(0) | Err(_)));
+    assert!(start.elapsed() > Duration::from_millis(900), "{:?}", start.elapsed());
+    let late = ["direction=\"outbound\"", "reason=\"head\"", &pair.label()];
+    until("it is counted", || async { metric("countersign_connections_ended_total", &late) > 0.5 }).await;
+}
+
+#[tokio::test]
 async fn a_response_has_its_time_for_silence_from_its_head_on() {
     let (told, mut heads) = mpsc::unbounded_channel();
     let app = App::tcp(move |mut tcp| {
