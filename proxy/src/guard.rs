@@ -19,7 +19,7 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, Method, Version};
 
-pub use framing::{Framed, HeadLate, HeadLimits};
+pub use framing::{Framed, HeadLimits};
 pub use reasons::{Ambiguous, Malformed, Refused};
 
 /// Which paths a listener takes. How a message is framed is no choice.

@@ -12,10 +12,11 @@ pub(crate) mod chunked;
 pub(crate) mod head;
 mod requests;
 
-use std::error::Error;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -45,20 +46,6 @@ impl Default for HeadLimits {
     }
 }
 
-/// A request head did not end in time.
-#[derive(Debug, thiserror::Error)]
-#[error("the head of a request did not end in time")]
-pub struct HeadLate;
-
-impl HeadLate {
-    /// Whether it is what an error was made of.
-    pub(crate) fn is_in(error: &(dyn Error + 'static)) -> bool {
-        let io: Option<&io::Error> = error.downcast_ref();
-        io.and_then(io::Error::get_ref).is_some_and(<dyn Error + Send + Sync>::is::<Self>)
-            || error.source().is_some_and(Self::is_in)
-    }
-}
-
 /// The server's side of an HTTP/1 connection, of which only well-formed requests can be read.
 ///
 /// Bodies, and heads that arrive in one piece, go straight into the reader's buffer.
@@ -73,8 +60,9 @@ pub struct Framed<T> {
     /// Whether the held bytes that are not cleared have still to be looked at.
     unseen: bool,
     state: State,
-    /// How long a head may take that has begun, and when the one that has is late.
-    within: Option<Duration>,
+    /// How long a head may take that has begun, and who is told that one was late.
+    within: Option<(Duration, Arc<AtomicBool>)>,
+    /// When the head that has begun is late.
     late: Option<Pin<Box<Sleep>>>,
     /// Who waits for an answer to be written. hyper reads and writes in one task, but need not.
     reader: Option<Waker>,
@@ -118,15 +106,18 @@ impl<T> Framed<T> {
         Self { held: read, unseen, ..Self::new(io, limits) }
     }
 
-    /// Ends with [`HeadLate`] where a head does not end so soon after its first byte.
-    pub fn heads_within(self, within: Duration) -> Self {
-        Self { within: Some(within), ..self }
+    /// Ends where a head does not end so soon after its first byte, and says so in `was_late`: hyper takes it for the end of
+    /// a connection that waits for a request.
+    pub(crate) fn heads_within(self, within: Duration, was_late: Arc<AtomicBool>) -> Self {
+        Self { within: Some((within, was_late)), ..self }
     }
 
     /// Whether the head that has begun is late; sees to it that the task is woken when it is.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(within) = self.within else { return false };
-        self.late.get_or_insert_with(|| Box::pin(sleep(within))).as_mut().poll(cx).is_ready()
+        let Some((within, was_late)) = &self.within else { return false };
+        let late = self.late.get_or_insert_with(|| Box::pin(sleep(*within))).as_mut().poll(cx).is_ready();
+        was_late.fetch_or(late, Ordering::Relaxed);
+        late
     }
 
     fn deliver(&mut self, out: &mut ReadBuf<'_>) {
@@ -269,7 +260,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Framed<T> {
                 ready!(this.poll_straight(cx, out))?
             } else {
                 if !this.unseen && this.is_late(cx) {
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, HeadLate)));
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
                 let more = this.unseen || ready!(this.poll_hold(cx))?;
                 this.clear_held();

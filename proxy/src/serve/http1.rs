@@ -1,6 +1,7 @@
 //! HTTP/1 as the general path has it: hyper behind the guard's framing.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
@@ -13,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::call::{Answers, Back, Call, Incoming, Interim, Switch, Upgraded};
 use crate::fast::Left;
-use crate::guard::{Framed, HeadLate, HeadLimits};
+use crate::guard::{Framed, HeadLimits};
 use crate::live::Connection;
 
 /// Serves HTTP/1 on a connection until it ends, and then the upgrade that its last request led to.
@@ -24,7 +25,8 @@ where
 {
     let limits = &connection.listener.limits;
     let head = HeadLimits { bytes: limits.header_bytes as usize, headers: limits.headers };
-    let framed = Framed::resumed(left.io, left.read, head).heads_within(limits.head);
+    let late = Arc::new(AtomicBool::new(false));
+    let framed = Framed::resumed(left.io, left.read, head).heads_within(limits.head, Arc::clone(&late));
     let mut builder = http1::Builder::new();
     builder
         // `framed` bounds the time of a head. hyper would bound the time between two requests with it.
@@ -46,11 +48,11 @@ where
     });
     let served = builder.serve_connection(TokioIo::new(framed), service).with_upgrades();
     if let Some(Err(error)) = connection.serve(served, |served| served.graceful_shutdown()).await {
-        if HeadLate::is_in(&error) {
-            connection.listener.metrics.ended("head");
-        }
         // A connection that broke is its peer's affair; it is worth a line for who looks for it.
         tracing::debug!(listener = %connection.listener.name, remote = %connection.remote, %error, "a connection broke");
+    }
+    if late.load(Ordering::Relaxed) {
+        connection.listener.metrics.ended("head");
     }
     let caller = asked.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let (Some(tunnel), Some(caller)) = (upgraded.take(), caller) {
