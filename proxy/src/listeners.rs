@@ -20,6 +20,7 @@ use crate::discovery::follow;
 use crate::inbound::{Inbound, Shared};
 use crate::listener::{Common, Direction, Listener};
 use crate::load::Load;
+use crate::mirror::Mirror;
 use crate::outbound::{Outbound, Upstreams};
 use crate::proxy::ProxyError;
 use crate::source::Waiting;
@@ -219,7 +220,14 @@ impl Listeners {
                     let (to, identity) = (split.to.clone(), split.identity.clone());
                     (split.percent, upstream(&config::Outbound { to, identity, ..(**config).clone() }))
                 };
-                let upstreams = Upstreams { main: upstream(config), parts: config.split.iter().map(part).collect() };
+                let mirror = |mirror: &config::Mirror| {
+                    let (to, identity) = (mirror.to.clone(), mirror.identity.clone());
+                    let retry = config::Retry::once(mirror.body_bytes);
+                    let shadow = upstream(&config::Outbound { to, identity, retry, ..(**config).clone() });
+                    Mirror::new(mirror, shadow, &listener, lifecycle)
+                };
+                let (main, parts) = (upstream(config), config.split.iter().map(part).collect());
+                let upstreams = Upstreams { main, parts, mirror: config.mirror.as_ref().map(mirror) };
                 let outbound = Outbound::new(Arc::clone(&listener), config.protocol, upstreams, connections, lifecycle);
                 let serve = move |accepted| Arc::clone(&outbound).serve(accepted);
                 (Arc::clone(&listener), lifecycle.spawn(accept(door(listener), serve)))

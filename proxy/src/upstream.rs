@@ -427,10 +427,13 @@ impl Upstream {
         );
     }
 
-    /// Whether there is an endpoint that takes requests and was not tried.
+    /// Whether there is an endpoint that takes requests and was not tried; where there is none, one that was out of reach
+    /// may be back, as where all are restarted one after the other.
     fn has_other(&self, attempts: &Attempts) -> bool {
-        let now = Instant::now();
-        self.members.borrow().all.iter().any(|m| !attempts.has_tried(&m.endpoint) && m.endpoint.is_in(now))
+        let (now, members) = (Instant::now(), self.members.borrow());
+        let untried = || members.all.iter().map(|member| &member.endpoint).filter(|other| !attempts.has_tried(other));
+        untried().any(|other| other.is_in(now))
+            || untried().any(|other| other.health.reason() == Some(health::Reason::Unreachable))
     }
 
     /// What is known of each endpoint, for who looks after the process.

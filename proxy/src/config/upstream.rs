@@ -113,6 +113,11 @@ impl Retry {
     pub(crate) fn off() -> Self {
         Self { attempts: 1, methods: Vec::new(), body_bytes: 0, ..Self::default() }
     }
+
+    /// One attempt, but for what met a connection that was dead before, with up to `body_bytes` of a body.
+    pub(crate) fn once(body_bytes: usize) -> Self {
+        Self { attempts: 1, body_bytes, budget_percent: 0, ..Self::default() }
+    }
 }
 
 pub(super) fn balance(table: &Table<'_>, protocol: Option<Protocol>) -> Option<Balance> {

@@ -14,6 +14,7 @@ use crate::guard::framing::head;
 use crate::http1::body::Body;
 use crate::http1::response::Asked;
 use crate::live::{Connection, Cut, Ticket, Wire};
+use crate::mirror::Plain;
 use crate::pool::{Turn, Way};
 use crate::upstream::{Attempts, Upstream, Verdict, Why};
 
@@ -22,6 +23,8 @@ pub(super) struct Caller<T> {
     pub(super) io: T,
     /// Received and not used yet.
     pub(super) input: Buffer,
+    /// A copy of the request, until all of its body has come.
+    pub(super) copy: Option<Box<Plain>>,
     /// When it is looked at while nothing is read from it, and how far its request was before.
     look: Option<(Pin<Box<Sleep>>, Option<Progress>)>,
 }
@@ -155,6 +158,9 @@ impl<T: Wire> Exchange<'_, T> {
     pub(super) fn rewind(&mut self, up: &mut Up) {
         let Some(kept) = &mut up.kept else { return };
         self.caller.put_back(&kept.body);
+        if let Some(copy) = &mut self.caller.copy {
+            copy.restart();
+        }
         kept.room += kept.body.len();
         kept.body.clear();
         up.head.clear();
@@ -187,11 +193,14 @@ impl<T: Wire> Exchange<'_, T> {
 
 impl<T: Wire> Caller<T> {
     pub(super) fn new(io: T) -> Self {
-        Self { io, input: Buffer::default(), look: None }
+        Self { io, input: Buffer::default(), copy: None, look: None }
     }
 
     /// Takes the first `count` bytes of the body away, of which `kept` keeps what it can.
     pub(super) fn consume(&mut self, count: usize, kept: &mut Option<Kept>) {
+        if let Some(copy) = &mut self.copy {
+            copy.take(self.input.bytes().get(..count).unwrap_or_default());
+        }
         if let Some(keeping) = kept {
             match keeping.room.checked_sub(count) {
                 Some(room) => {
