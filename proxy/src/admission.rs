@@ -72,7 +72,12 @@ pub(crate) async fn admit(ticket: &Ticket) -> Result<(), Failed> {
 pub(crate) async fn admit_raw(connection: &Connection) -> Result<Option<Served>, Fault> {
     match pass(connection)? {
         Some(Entrance::Served(served)) => Ok(Some(served)),
-        Some(Entrance::Waits(waiting)) => Waits::new(waiting, connection).served().await.map(Some),
+        Some(Entrance::Waits(waiting)) => {
+            connection.waits(true);
+            let served = Waits::new(waiting, connection).served().await;
+            connection.waits(false);
+            served.map(Some)
+        }
         None => Ok(None),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::header::{CONTENT_LENGTH, HeaderMap};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 
-use crate::fault::{Fault, Hop, is_grpc};
+use crate::fault::{Blame, Fault, Hop, is_grpc};
 use crate::guard;
 use crate::live::body::{Body, RequestBody};
 use crate::live::{Connection, Cut, Target, Ticket};
@@ -95,7 +95,7 @@ pub(crate) async fn forward(
             {
                 return Err((ticket, broke(hop, "it did not confirm the WebSocket")));
             }
-            let tunnel = |ticket| Tunnel { next: Box::new(io), entry, ticket };
+            let tunnel = |ticket| Tunnel { next: Box::new(io), entry, ticket, hop };
             return Ok(switched(&response, agreed, ticket, switch, tunnel));
         }
     };
@@ -144,6 +144,14 @@ pub(crate) fn settle(mut ticket: Ticket, fault: &Fault, as_grpc: bool) -> Respon
     let response = fault.answer(as_grpc);
     ticket.settled(&facts, response.status());
     response.map(|body| body.holding(ticket))
+}
+
+/// Says what ended a request by order whose response had begun.
+pub(crate) fn cut_off(ticket: &mut Ticket, cut: Cut, hop: Hop) {
+    // Of the policy the reviewer has said so.
+    let Some(fault) = cut.limit(hop) else { return ticket.spoilt(Blame::Policy) };
+    ticket.spoilt(fault.facts().blame);
+    report(&ticket.connection, &fault, Some(ticket));
 }
 
 /// Says in the log and the metrics what went wrong on a connection.

@@ -356,8 +356,10 @@ async fn awaited<T: Wire, N>(
     // On the heap: it is seldom needed, and would be large for who waits.
     let needed = Box::pin(needed);
     let mut needed = pin!(connection.unless_closed(ticket.unless_cut(needed)));
+    // Nothing of it goes on before that.
+    let rests = Some((ticket.flight.started(), 0));
     let got = poll_fn(|cx| match needed.as_mut().poll(cx) {
-        Poll::Pending if uploaded => caller.poll_gone(cx).map(|_| None),
+        Poll::Pending if uploaded => caller.poll_gone(cx, rests).map(|_| None),
         polled => polled,
     });
     match got.await {

@@ -132,7 +132,7 @@ impl Listener {
             accept_proxy_protocol,
             resolver,
             limits,
-            rates: Rates::new(&admission.rates),
+            rates: Rates::new(&admission.rates, &load.places),
             in_turn: admission.concurrency.is_some(),
             routes,
             rests,

@@ -17,7 +17,7 @@ use crate::config::Limits;
 use crate::strangers::Strangers;
 use allowance::{Allowance, Pace};
 use queue::Queue;
-use rate::Had;
+use rate::{Had, Places};
 pub(crate) use rate::{Rates, TooSoon};
 
 /// What is under way on a listener.
@@ -31,6 +31,8 @@ pub(crate) struct Load {
     spans: Allowance,
     /// What all had of its rates.
     pub(crate) had: Had,
+    /// Where that, and what each peer had, is kept of each.
+    pub(crate) places: Places,
     /// Requests at the next hop, where their number is bounded.
     pub(crate) queue: Arc<Queue>,
     peers: Mutex<HashMap<SpiffeId, Arc<Share>>>,
@@ -183,7 +185,7 @@ mod tests {
         let load = Load::default();
         let [a, b] = ["spiffe://a.example/a", "spiffe://a.example/b"].map(|id| SpiffeId::new(id).unwrap());
         let rate = Rate { number: 1, per: Duration::from_secs(3600), burst: 1, of: Of::Identity };
-        let rates = Rates::new(&[rate]);
+        let rates = Rates::new(&[rate], &load.places);
         rates.take(Some(&load.of(&a).had), &load.had).unwrap();
         load.of(&b);
         assert!(rates.take(Some(&load.of(&a).had), &load.had).is_err());

@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
 
 use crate::buffer::ReadAhead;
+use crate::exchange;
+use crate::fault::Hop;
 use crate::live::{Connection, Entry, Metered, Ticket};
 use crate::pool::Io;
 
@@ -19,6 +21,7 @@ pub(crate) struct Tunnel {
     pub(crate) entry: Arc<Entry>,
     /// The request; the policy may still end it.
     pub(crate) ticket: Ticket,
+    pub(crate) hop: Hop,
 }
 
 /// Copies both ways until both sides have ended; one that ends its half leaves the other half open.
@@ -73,11 +76,15 @@ impl Tunnel {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let Self { next, entry, ticket } = self;
+        let Self { next, entry, mut ticket, hop } = self;
         let copied = async { copy(caller.await?, next).await };
         let ended = entry.connection.unless_closed(ticket.unless_cut(copied)).await;
-        if let Some(Ok(Err(error))) = ended {
-            tracing::debug!(listener = %ticket.connection.listener.name, %error, "an upgraded connection broke");
+        match ended {
+            Some(Ok(Err(error))) => {
+                tracing::debug!(listener = %ticket.connection.listener.name, %error, "an upgraded connection broke");
+            }
+            Some(Err(cut)) => exchange::cut_off(&mut ticket, cut, hop),
+            Some(Ok(Ok(()))) | None => {}
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use countersign_config::{Table, Value};
 
-use super::Protocol;
+use super::{Limits, Protocol};
 
 /// Which requests pass, and when. Of raw TCP each connection counts as one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,6 +66,25 @@ impl Admission {
         let concurrency = table.optional("concurrency");
         let concurrency = concurrency.map_or(Some(None), |value| Concurrency::read(&value, counted, inbound).map(Some));
         Some(Self { rates: rates?, concurrency: concurrency? })
+    }
+}
+
+impl Admission {
+    /// Reports a queue with more room than there is, where so much may be under way at once.
+    pub(super) fn within(self, table: &Table<'_>, limits: &Limits, protocol: Option<Protocol>) -> Option<Self> {
+        let Some(Concurrency { at_once, queue, .. }) = self.concurrency else { return Some(self) };
+        let (key, most) = match protocol {
+            Some(Protocol::Tcp) => ("connections", limits.connections),
+            _ => ("requests", limits.requests),
+        };
+        let needed = at_once.saturating_add(queue);
+        if needed <= most {
+            return Some(self);
+        }
+        table.optional("concurrency")?.problem(format!(
+            "{at_once} {key} at once and a queue of {queue} are more than the {most} that limits.{key} lets in; \
+             raise that to {needed}, or write a smaller `queue`"
+        ))
     }
 }
 
@@ -231,6 +250,16 @@ mod tests {
             (concurrency("requests: 1, wait: 0s"), "concurrency.wait: \"0s\" is out of range"),
             (concurrency("requests: 1, wait: 1h"), "concurrency.wait: \"1h\" is out of range"),
             (concurrency("requests: 1, queue: 0, wait: 1s"), "leave `wait` out"),
+            (
+                concurrency("requests: 8, queue: 5000"),
+                "concurrency: 8 requests at once and a queue of 5000 are more than the 4000 that limits.requests lets in; \
+                 raise that to 5008, or write a smaller `queue`",
+            ),
+            (concurrency("requests: 8 }, limits: { requests: 100"), "a queue of 100 are more than the 100"),
+            (
+                read("inbound", "tcp", "concurrency: { connections: 1 }, limits: { connections: 99 }"),
+                "raise that to 101",
+            ),
             (read("inbound", "tcp", "concurrency: { requests: 1 }"), "write `connections`"),
             (read("outbound", "http", "rate_limits: [{ requests: 1, per: 1s, each: identity }]"), "leave `each` out"),
         ] {
@@ -240,5 +269,10 @@ mod tests {
         let five = ["{ requests: 1, per: 1s }"; 5].join(", ");
         assert!(read("inbound", "http", &format!("rate_limits: [{five}]")).unwrap_err().contains("4 are the most"));
         assert!(concurrency("requests: 1, queue: 0").is_ok());
+        assert!(concurrency("requests: 8, queue: 92 }, limits: { requests: 100").is_ok());
+        assert!(
+            read("outbound", "http", "concurrency: { requests: 8, queue: 5000 }").is_ok(),
+            "nothing else bounds it"
+        );
     }
 }

@@ -130,7 +130,7 @@ impl Times {
         self.idle.is_none() || self.first_byte.is_none()
     }
 
-    /// How long what goes on may take of which nobody knows whether it is wanted.
+    /// How long what goes on may rest of which nobody knows whether it is wanted.
     pub(crate) fn unattended(&self) -> Duration {
         self.idle.unwrap_or(IDLE)
     }
@@ -139,7 +139,15 @@ impl Times {
         let first_byte = time(table, "first_byte", normal.first_byte);
         let idle = time(table, "idle", normal.idle);
         let total = time(table, "total", normal.total);
-        Some(Self { first_byte: first_byte?, idle: idle?, total: total? })
+        let times = Self { first_byte: first_byte?, idle: idle?, total: total? };
+        if let (Some(first), Some(_), Some(total)) =
+            (table.optional("first_byte"), table.optional("total"), times.total)
+            && times.first_byte.is_some_and(|first_byte| first_byte >= total)
+        {
+            return first
+                .problem("would never be reached, for total ends the request before; leave it out, or raise total");
+        }
+        Some(times)
     }
 }
 

@@ -139,6 +139,7 @@ impl Inbound {
         let send_proxy_protocol = proxy_protocol::sends(&table, protocol);
         let admission = Admission::read(&table, protocol, true);
         let limits = limits(&table, normal, protocol, Owner::Inbound);
+        let admission = admission.and_then(|admission| admission.within(&table, &limits.unwrap_or(*normal), protocol));
         let routes = routes::read(&table, protocol, &limits.unwrap_or(*normal).times, false);
         allow_remote?;
         Some(Self {

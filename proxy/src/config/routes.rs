@@ -98,10 +98,17 @@ fn has_all(earlier: &Operations, methods: Option<&[Box<str>]>, path: &PathPatter
         (Some(earlier), Some(methods)) => methods.iter().all(|method| earlier.contains(method)),
         (Some(_), None) => false,
     };
-    has_methods && paths.iter().any(|earlier| earlier == path || earlier.as_str() == EVERY_PATH)
+    has_methods && paths.iter().any(|earlier| has_path(earlier, path))
 }
 
-const EVERY_PATH: &str = "/**";
+/// Whether `earlier` plainly has all that `path` has: it is the same, or one path of it, or all below where it begins.
+fn has_path(earlier: &PathPattern, path: &PathPattern) -> bool {
+    let below = earlier.as_str().strip_suffix("/**").filter(|prefix| !prefix.contains('*'));
+    let is_below =
+        |prefix| path.as_str().strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let is_one = !path.as_str().contains('*');
+    earlier == path || below.is_some_and(is_below) || (is_one && earlier.matches(path.as_str()))
+}
 
 /// The most routes of a listener.
 const MOST: usize = 1000;

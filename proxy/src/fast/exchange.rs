@@ -25,8 +25,8 @@ pub(super) struct Caller<T> {
     pub(super) input: Buffer,
     /// A copy of the request, until all of its body has come.
     pub(super) copy: Option<Box<Plain>>,
-    /// When it is looked at while nothing is read from it.
-    look: Option<Pin<Box<Sleep>>>,
+    /// When it is looked at while nothing is read from it, and how far its request was before.
+    look: Option<(Pin<Box<Sleep>>, Option<Progress>)>,
 }
 
 /// A request on its way, and who takes part.
@@ -178,6 +178,11 @@ impl<T: Wire> Exchange<'_, T> {
         }
     }
 
+    /// How far the request is.
+    pub(super) fn progress(&self) -> Progress {
+        (self.began, self.ticket.flight.sent_up())
+    }
+
     /// Whether it was ended by order.
     pub(super) fn poll_order(&self, cx: &Context<'_>) -> Option<End> {
         if self.connection.poll_closed(cx) {
@@ -216,29 +221,34 @@ impl<T: Wire> Caller<T> {
         self.input = input;
     }
 
-    /// While its upload is stuck, and so nothing is read from it: whether it is still there. A reset is all that can be
-    /// seen past unread bytes.
-    pub(super) fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    /// While its upload is stuck, and so nothing is read from it: whether it is still there. Past unread bytes a reset is
+    /// seen, and an end; that counts only where the request was at `rests` for as long, for what is on its way may arrive.
+    pub(super) fn poll_lost(&mut self, cx: &mut Context<'_>, rests: Option<Progress>) -> Poll<End> {
         loop {
-            ready!(self.look.get_or_insert_with(|| Box::pin(sleep(LOOK))).as_mut().poll(cx));
+            let (look, rested) = self.look.get_or_insert_with(|| (Box::pin(sleep(LOOK)), rests));
+            ready!(look.as_mut().poll(cx));
+            let has_ended = rests.is_some() && *rested == rests && self.io.has_ended();
             self.look = None;
-            if self.io.has_failed() {
+            if has_ended || self.io.has_failed() {
                 return Poll::Ready(End::CallerGone);
             }
         }
     }
 
     /// While the response is awaited: whether the caller is still there. What it sends meanwhile is its next request.
-    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>, rests: Option<Progress>) -> Poll<End> {
         while self.input.room() > 0 {
             match ready!(self.input.poll_fill(&mut self.io, cx)) {
                 Ok(1..) => {}
                 _ => return Poll::Ready(End::CallerGone),
             }
         }
-        self.poll_lost(cx)
+        self.poll_lost(cx, rests)
     }
 }
+
+/// When an attempt at a request began, and how much of the body has gone since.
+pub(super) type Progress = (Instant, u64);
 
 /// How soon a connection breaks under a request that was dead before.
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(1);

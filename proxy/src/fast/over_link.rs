@@ -163,8 +163,9 @@ impl<T: Wire> OverLink<'_, T> {
         }
         // All of it was taken from the caller, though the next hop may not have taken all of it yet.
         let taken = self.up.body.has_ended() && self.upward.cleared == 0;
+        let rests = (!self.has_begun()).then(|| self.exchange.progress());
         let caller = &mut *self.exchange.caller;
-        let gone = if taken { caller.poll_gone(cx) } else { caller.poll_lost(cx) };
+        let gone = if taken { caller.poll_gone(cx, None) } else { caller.poll_lost(cx, rests) };
         gone.map(Err)
     }
 

@@ -145,8 +145,9 @@ impl<T: Wire> OverStream<'_, T> {
         if self.down.done && (self.upward.ended || self.upward.failed) {
             return Poll::Ready(End::Done);
         }
+        let rests = self.down.begun.is_none().then(|| self.exchange.progress());
         let caller = &mut *self.exchange.caller;
-        if self.upward.ended { caller.poll_gone(cx) } else { caller.poll_lost(cx) }
+        if self.upward.ended { caller.poll_gone(cx, None) } else { caller.poll_lost(cx, rests) }
     }
 
     /// The body of the request, as it comes and as the next hop takes it.

@@ -15,10 +15,14 @@ mod requests;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use answers::{Answered, Answers};
 pub(crate) use head::length;
@@ -56,6 +60,10 @@ pub struct Framed<T> {
     /// Whether the held bytes that are not cleared have still to be looked at.
     unseen: bool,
     state: State,
+    /// How long a head may take that has begun, and who is told that one was late.
+    within: Option<(Duration, Arc<AtomicBool>)>,
+    /// When the head that has begun is late.
+    late: Option<Pin<Box<Sleep>>>,
     /// Who waits for an answer to be written. hyper reads and writes in one task, but need not.
     reader: Option<Waker>,
 }
@@ -86,6 +94,8 @@ impl<T> Framed<T> {
             cleared: 0,
             unseen: false,
             state: State::Open,
+            within: None,
+            late: None,
             reader: None,
         }
     }
@@ -94,6 +104,20 @@ impl<T> Framed<T> {
     pub fn resumed(io: T, read: BytesMut, limits: HeadLimits) -> Self {
         let unseen = !read.is_empty();
         Self { held: read, unseen, ..Self::new(io, limits) }
+    }
+
+    /// Ends where a head does not end so soon after its first byte, and says so in `was_late`: hyper takes it for the end of
+    /// a connection that waits for a request.
+    pub(crate) fn heads_within(self, within: Duration, was_late: Arc<AtomicBool>) -> Self {
+        Self { within: Some((within, was_late)), ..self }
+    }
+
+    /// Whether the head that has begun is late; sees to it that the task is woken when it is.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some((within, was_late)) = &self.within else { return false };
+        let late = self.late.get_or_insert_with(|| Box::pin(sleep(*within))).as_mut().poll(cx).is_ready();
+        was_late.fetch_or(late, Ordering::Relaxed);
+        late
     }
 
     fn deliver(&mut self, out: &mut ReadBuf<'_>) {
@@ -213,6 +237,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Framed<T> {
         let before = out.filled().len();
         while out.filled().len() == before && out.remaining() > 0 {
             if this.cleared > 0 {
+                this.late = None;
                 this.deliver(out);
                 continue;
             }
@@ -234,6 +259,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Framed<T> {
             } else if this.held.is_empty() {
                 ready!(this.poll_straight(cx, out))?
             } else {
+                if !this.unseen && this.is_late(cx) {
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
                 let more = this.unseen || ready!(this.poll_hold(cx))?;
                 this.clear_held();
                 more

@@ -1,14 +1,16 @@
 //! The bodies that pass through: frame by frame, counted, and ended when the request is.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::timeout;
 
-use super::flight::{Cut, Entered, Ticket};
+use super::connection::Connection;
+use super::flight::{Cut, Entered, Flight, Ticket};
 use super::kept::{Again, Kept};
 use crate::exchange;
 use crate::fault::{Blame, Fault, Hop};
@@ -62,6 +64,11 @@ impl Spare {
         }
     }
 
+    /// As [`RequestBody::rest`].
+    pub(crate) fn rest(&self) -> Rest {
+        Rest::of(&self.entered)
+    }
+
     /// Whether it was the caller who broke the request.
     pub(crate) fn is_spoilt(&self) -> bool {
         self.entered.flight.upload_is_spoilt()
@@ -77,7 +84,40 @@ impl Spare {
     }
 }
 
+/// What is left of a request whose response has ended.
+pub(crate) struct Rest {
+    flight: Arc<Flight>,
+    connection: Arc<Connection>,
+}
+
+impl Rest {
+    fn of(entered: &Entered) -> Self {
+        Self { flight: Arc::clone(&entered.flight), connection: Arc::clone(&entered.connection) }
+    }
+
+    /// Carries it on with `work`; `None` if nothing more of it moves, and nobody else would see that.
+    pub(crate) async fn carried<F: Future>(self, work: F) -> Option<F::Output> {
+        let mut work = pin!(work);
+        let times = self.connection.listener.times(&self.flight);
+        loop {
+            let before = self.flight.sent_up();
+            if let Ok(done) = timeout(times.unattended(), &mut work).await {
+                return Some(done);
+            }
+            let attended = times.idle.is_none() && !self.connection.is_gone();
+            if before == self.flight.sent_up() && !attended {
+                return None;
+            }
+        }
+    }
+}
+
 impl RequestBody {
+    /// What is left of the request, for when its response has ended.
+    pub(crate) fn rest(&self) -> Rest {
+        Rest::of(&self.entered)
+    }
+
     /// Of which `most` bytes are kept for another attempt.
     pub(crate) fn new(incoming: Incoming, entered: Arc<Entered>, most: usize) -> Self {
         Self { source: Kept::new(incoming, most), entered }
@@ -217,11 +257,7 @@ impl Body {
         }
         let hop = if blame == Blame::Local { Hop::App } else { Hop::Mesh };
         let fault = match error {
-            // The reviewer has said so.
-            BodyError::Cut(Cut::Denied) => return ticket.spoilt(Blame::Policy),
-            BodyError::Cut(Cut::FirstByte) => Fault::FirstByte(hop),
-            BodyError::Cut(Cut::Idle) => Fault::Idle(hop),
-            BodyError::Cut(Cut::Total) => Fault::Total(hop),
+            BodyError::Cut(cut) => return exchange::cut_off(ticket, *cut, hop),
             error => Fault::Broke { hop, reason: error.to_string() },
         };
         ticket.spoilt(blame);

@@ -67,6 +67,10 @@ pub(crate) struct Connection {
     orders: AtomicU8,
     waker: AtomicWaker,
     flights: Mutex<Vec<Arc<Flight>>>,
+    /// It waits for its turn; raw TCP.
+    waits: AtomicBool,
+    /// Whether it is new, or a request on it or its wait has ended, since the last look: silence begins only then.
+    stirred: AtomicBool,
     /// What the reviewer saw last: bytes received and sent, and for how many looks nothing had moved.
     seen: (AtomicU64, AtomicU64),
     quiet: AtomicU32,
@@ -98,6 +102,8 @@ impl Connection {
             orders: AtomicU8::new(0),
             waker: AtomicWaker::new(),
             flights: Mutex::new(Vec::new()),
+            waits: AtomicBool::new(false),
+            stirred: AtomicBool::new(true),
             seen: (AtomicU64::new(0), AtomicU64::new(0)),
             quiet: AtomicU32::new(0),
             vacant: AtomicU32::new(0),
@@ -158,32 +164,48 @@ impl Connection {
         self.orders.load(Ordering::Acquire) != 0
     }
 
-    /// A look at it, once a second: adds its bytes to the metrics. Returns for how many looks nothing has moved.
+    /// Whether it has left the registry, so that nobody looks after it any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.orders.load(Ordering::Acquire) & GONE != 0
+    }
+
+    /// Notes whether it waits for its turn.
+    pub(crate) fn waits(&self, waits: bool) {
+        self.stirred.store(true, Ordering::Relaxed);
+        self.waits.store(waits, Ordering::Release);
+    }
+
+    /// A look at it, once a second: adds its bytes to the metrics. Returns for how many looks it was silent: never too
+    /// many, and none while it waits, or while a request on it has a limit of its own.
     pub(super) fn look(&self) -> u32 {
+        let moved = self.count_bytes();
+        // In this order: what ends after the first was asked has stirred it for the second.
+        let busy = self.waits.load(Ordering::Acquire) || self.flights().iter().any(|flight| !flight.is_tunnel());
+        let stirred = self.stirred.swap(false, Ordering::Relaxed);
+        if moved || busy || stirred {
+            self.quiet.store(0, Ordering::Relaxed);
+            return 0;
+        }
+        self.quiet.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Adds its bytes to the metrics; whether there were new ones.
+    fn count_bytes(&self) -> bool {
         let (received, sent) = self.traffic.so_far();
         // The reviewer and the end of the connection may look at once: who comes late, with less, has seen nothing new.
         let new_received = received.saturating_sub(self.seen.0.fetch_max(received, Ordering::Relaxed));
         let new_sent = sent.saturating_sub(self.seen.1.fetch_max(sent, Ordering::Relaxed));
-        if new_received + new_sent == 0 {
-            // Of what waits for its turn nobody expects a byte.
-            if self.listener.in_turn && self.flights().iter().any(|flight| flight.is_waiting()) {
-                self.quiet.store(0, Ordering::Relaxed);
-                return 0;
-            }
-            return self.quiet.fetch_add(1, Ordering::Relaxed) + 1;
-        }
-        self.quiet.store(0, Ordering::Relaxed);
         // What is relayed on the other side is the same bytes again.
         if matches!(self.kind, Kind::Http | Kind::Tcp) {
             self.listener.metrics.bytes(new_received, new_sent);
         }
-        0
+        new_received + new_sent > 0
     }
 
-    /// A look at its requests, once a second: for how many looks there was none.
+    /// A look at its requests, once a second: for how many looks there was none. It is never too many.
     pub(super) fn look_for_requests(&self) -> u32 {
         if self.flights().is_empty() {
-            return self.vacant.fetch_add(1, Ordering::Relaxed) + 1;
+            return self.vacant.fetch_add(1, Ordering::Relaxed);
         }
         self.vacant.store(0, Ordering::Relaxed);
         0
@@ -201,6 +223,7 @@ impl Connection {
 
     pub(super) fn remove(&self, flight: &Arc<Flight>) {
         let mut flights = self.flights();
+        self.stirred.store(true, Ordering::Relaxed);
         if let Some(place) = flights.iter().position(|other| Arc::ptr_eq(other, flight)) {
             flights.swap_remove(place);
         }
@@ -308,7 +331,8 @@ impl Connections {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.connection.look();
+        self.connection.count_bytes();
+        self.connection.order(GONE);
         self.connection.listener.metrics.closed(self.connection.kind);
         self.connections.lock().remove(&self.number);
     }
@@ -319,3 +343,6 @@ const FINISH: u8 = 1;
 
 /// End now.
 const CLOSE: u8 = 2;
+
+/// It has ended.
+const GONE: u8 = 4;

@@ -249,6 +249,11 @@ impl Flight {
         self.waits.load(Ordering::Acquire)
     }
 
+    /// Bytes of the request body so far.
+    pub(crate) fn sent_up(&self) -> u64 {
+        self.up.load(Ordering::Relaxed)
+    }
+
     /// Whether the request body has ended.
     pub(crate) fn has_uploaded(&self) -> bool {
         self.uploaded.load(Ordering::Acquire)
@@ -319,11 +324,16 @@ impl Drop for Entered {
 impl Cut {
     /// The fault that it is where the response has not begun.
     pub(crate) fn fault(self, hop: Hop, denied: impl FnOnce() -> Fault) -> Fault {
+        self.limit(hop).unwrap_or_else(denied)
+    }
+
+    /// The fault of a limit of time that was reached; `None` if it is the policy that ended it.
+    pub(crate) fn limit(self, hop: Hop) -> Option<Fault> {
         match self {
-            Self::Denied => denied(),
-            Self::FirstByte => Fault::FirstByte(hop),
-            Self::Idle => Fault::Idle(hop),
-            Self::Total => Fault::Total(hop),
+            Self::Denied => None,
+            Self::FirstByte => Some(Fault::FirstByte(hop)),
+            Self::Idle => Some(Fault::Idle(hop)),
+            Self::Total => Some(Fault::Total(hop)),
         }
     }
 }

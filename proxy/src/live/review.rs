@@ -108,44 +108,29 @@ fn close(connection: &Connection, peer: &Peer, why: &str, reason: &'static str) 
 fn look(connections: &Connections) {
     let now = (UnixTime::now(), Instant::now());
     for connection in connections.all() {
-        if connection.look() >= rest_of(&connection) && connection.kind != Kind::Pooled {
-            connection.listener.metrics.ended("idle");
-            connection.close();
-        }
-        if connection.kind == Kind::Http {
-            look_at_requests(&connection, now);
+        let quiet = connection.look();
+        match connection.kind {
+            Kind::Http => look_at_requests(&connection, quiet, now),
+            Kind::Tcp | Kind::Relayed if quiet >= looks_of(connection.listener.limits.times.idle) => {
+                connection.listener.metrics.ended("idle");
+                connection.close();
+            }
+            _ => {}
         }
     }
     connections.pools().iter().for_each(|pool| pool.tidy());
 }
 
-/// For how many looks nothing may move on a connection. What has taken it over, or is still being sent by the caller, ends
-/// with it; a request that waits for its answer is told why it ends, by its own limit.
-fn rest_of(connection: &Connection) -> u32 {
-    let own = looks_of(connection.listener.limits.times.idle);
-    let mut rest = own;
-    if connection.kind == Kind::Http {
-        connection.each_flight(|flight| {
-            let of_flight = looks_of(connection.listener.times(flight).idle);
-            rest = match flight.has_uploaded() {
-                _ if flight.is_tunnel() => of_flight,
-                true => NEVER,
-                false => rest.max(of_flight),
-            };
-        });
-    }
-    rest
-}
-
-fn look_at_requests(connection: &Connection, (time, now): (UnixTime, Instant)) {
+fn look_at_requests(connection: &Connection, quiet: u32, (time, now): (UnixTime, Instant)) {
     let expired = connection.peer.as_ref().is_some_and(|peer| time > peer.not_after());
     if expired && !connection.is_ending() {
         connection.listener.metrics.ended("expired");
         connection.finish();
     }
-    // Bytes may go on without any request: an HTTP/2 client can ping for ever.
-    let vacant = if connection.listener.is_inbound() { connection.look_for_requests() } else { 0 };
-    if vacant >= looks_of(connection.listener.limits.times.idle) && !connection.is_ending() {
+    let vacant = connection.look_for_requests();
+    // Bytes may go on without any request: an HTTP/2 client can ping for ever. The app may.
+    let idle = if connection.listener.is_inbound() { vacant } else { vacant.min(quiet) };
+    if idle >= looks_of(connection.listener.limits.times.idle) && !connection.is_ending() {
         connection.listener.metrics.ended("idle");
         connection.finish();
     } else if connection.is_ending() && connection.lingers() > PATIENCE && vacant > 0 {
@@ -162,13 +147,15 @@ fn look_at_requests(connection: &Connection, (time, now): (UnixTime, Instant)) {
             }
             return;
         }
-        let (unanswered, quiet) = flight.look();
+        let (unanswered, still) = flight.look();
+        // The bytes of what has taken the connection over are counted there alone.
+        let still = if flight.is_tunnel() { quiet } else { still };
         let times = connection.listener.times(flight);
         if times.total.is_some_and(|total| flight.lasts(now) >= total) {
             flight.cut(Cut::Total);
         } else if unanswered >= looks_of(times.first_byte) {
             flight.cut(Cut::FirstByte);
-        } else if quiet >= looks_of(times.idle) {
+        } else if still >= looks_of(times.idle) {
             flight.cut(Cut::Idle);
         }
     });
@@ -204,3 +191,47 @@ const LOOK: Duration = Duration::from_secs(1);
 /// window the answer may wait that says so. Over HTTP/1 an end waits in line behind bytes that the caller does not
 /// read; what is there at the look after that has its connection closed.
 const PATIENCE: u32 = 2;
+
+#[cfg(test)]
+mod tests {
+    use countersign_config::Document;
+    use countersign_identity::TrustDomain;
+    use http::Method;
+    use tokio::sync::watch;
+
+    use super::super::{Entry, Target, Ticket};
+    use super::*;
+    use crate::config::Config;
+    use crate::discovery::Resolver;
+    use crate::listener::{Common, Listener};
+
+    /// A connection of a listener whose `idle` is a second.
+    fn connection(connections: &Arc<Connections>) -> Entry {
+        let listener = "{ name: a, listen: 0.0.0.0:1, app: 127.0.0.1:2, protocol: http, limits: { idle: 1s } }";
+        let document = Document::parse("sidecar.yaml", &format!("inbound: [{listener}]\n")).unwrap();
+        let domain = TrustDomain::new("a.example").unwrap();
+        let config = document.decode(|root| Config::read(&root.table()?, &domain)).unwrap();
+        let (_nobody, identity) = watch::channel(None);
+        let resolver = Resolver::start(None, &Lifecycle::new());
+        let common = Common { identity, resolver, load: Arc::default(), access_log: false, spans: None };
+        let listener = Listener::inbound(&config.inbound[0], common);
+        let remote = "127.0.0.1:1".parse().unwrap();
+        connections.enter(Connection::new(listener, Kind::Http, None, remote, None, Arc::default()))
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_silent_from_the_end_of_its_last_request_on_however_long_that_took() {
+        let connections = Arc::new(Connections::default());
+        let entry = connection(&connections);
+        for _ in 0..2 {
+            let ticket = Ticket::open(&entry.connection, Method::GET, Target::new("/"), true);
+            (0..5).for_each(|_| look(&connections));
+            // It was answered, and nothing of that was written yet.
+            drop(ticket);
+            look(&connections);
+            assert!(!entry.connection.is_ending());
+        }
+        look(&connections);
+        assert!(entry.connection.is_ending(), "a whole second has passed");
+    }
+}

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
+use futures::FutureExt;
 use futures::task::AtomicWaker;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -56,11 +57,19 @@ impl Traffic {
 pub(crate) trait Wire: AsyncRead + AsyncWrite + Unpin {
     /// Whether the socket has failed, as far as can be told without reading.
     fn has_failed(&self) -> bool;
+
+    /// Whether the other end sends no more, behind whatever is still to be read.
+    fn has_ended(&self) -> bool;
 }
 
 impl Wire for Metered<TcpStream> {
     fn has_failed(&self) -> bool {
         !matches!(self.io.take_error(), Ok(None))
+    }
+
+    fn has_ended(&self) -> bool {
+        let ready = self.io.ready(Interest::READABLE).now_or_never();
+        self.has_failed() || ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
     }
 }
 
@@ -68,11 +77,19 @@ impl<T: Wire> Wire for ReadAhead<T> {
     fn has_failed(&self) -> bool {
         self.get_ref().has_failed()
     }
+
+    fn has_ended(&self) -> bool {
+        self.get_ref().has_ended()
+    }
 }
 
 impl<T: Wire> Wire for Box<TlsStream<T>> {
     fn has_failed(&self) -> bool {
         self.get_ref().0.has_failed()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.get_ref().0.has_ended()
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a request passes every limit or takes nothing of any.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::allowance::{Allowance, Pace, now};
@@ -9,13 +10,17 @@ use crate::config::{MOST_RATES, Of, Rate};
 
 /// The limits of a listener.
 pub(crate) struct Rates {
-    of_each: Box<[Pace]>,
-    of_all: Box<[Pace]>,
+    of_each: Box<[(Pace, usize)]>,
+    of_all: Box<[(Pace, usize)]>,
 }
 
-/// What was had under each limit, in their order.
+/// What was had under each limit, each at its place.
 #[derive(Debug, Default)]
 pub(crate) struct Had([Allowance; MOST_RATES]);
+
+/// The limits that a listener has, and the place of each: so that a changed one goes on with what was had.
+#[derive(Debug, Default)]
+pub(crate) struct Places(Mutex<Vec<(Rate, usize)>>);
 
 /// A request came too soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,9 +32,11 @@ pub(crate) struct TooSoon {
 }
 
 impl Rates {
-    pub(crate) fn new(rates: &[Rate]) -> Self {
-        let pace = |rate: &Rate| Pace::new(rate.number, rate.per, rate.burst);
-        let of = |whose: Of| rates.iter().filter(|rate| rate.of == whose).map(pace).collect();
+    /// The limits in place of those that had their places before.
+    pub(crate) fn new(rates: &[Rate], places: &Places) -> Self {
+        let placed = places.change(rates);
+        let pace = |(rate, place): &(Rate, usize)| (Pace::new(rate.number, rate.per, rate.burst), *place);
+        let of = |whose: Of| placed.iter().filter(|(rate, _)| rate.of == whose).map(pace).collect();
         Self { of_each: of(Of::Identity), of_all: of(Of::Listener) }
     }
 
@@ -64,8 +71,38 @@ impl Rates {
     }
 
     fn all<'a>(&'a self, of_peer: Option<&'a Had>, of_all: &'a Had) -> impl Iterator<Item = (Pace, &'a Allowance)> {
-        let of_each = of_peer.into_iter().flat_map(|had| self.of_each.iter().copied().zip(&had.0));
-        of_each.chain(self.of_all.iter().copied().zip(&of_all.0))
+        let of_each = of_peer.into_iter().flat_map(|had| had.under(&self.of_each));
+        of_each.chain(of_all.under(&self.of_all))
+    }
+}
+
+impl Places {
+    /// A limit has the place of the one before that is alike, or else is of the same requests in the same time, or else
+    /// stood where it stands; a place has one limit.
+    fn change(&self, rates: &[Rate]) -> Vec<(Rate, usize)> {
+        let mut before = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places: Vec<Option<usize>> = vec![None; rates.len()];
+        let same: [fn(&Rate, &Rate, bool) -> bool; 3] = [
+            |new, old, _| new == old,
+            |new, old, _| (new.of, new.per) == (old.of, old.per),
+            |new, old, stood_there| new.of == old.of && stood_there,
+        ];
+        for is_same in same {
+            for (index, new) in rates.iter().enumerate() {
+                let mut old = before.iter().enumerate().filter(|(_, (_, place))| !places.contains(&Some(*place)));
+                let old =
+                    old.find(|(stood, (old, _))| is_same(new, old, *stood == index)).map(|(_, (_, place))| *place);
+                if let Some(place @ None) = places.get_mut(index) {
+                    *place = old;
+                }
+            }
+        }
+        let mut free: Vec<usize> = (0..MOST_RATES).filter(|place| !places.contains(&Some(*place))).collect();
+        // Where nothing was had lately, if there is such a place: it is taken from the end.
+        free.sort_by_key(|place| before.iter().all(|(_, taken)| taken != place));
+        let placed = rates.iter().zip(places).filter_map(|(rate, place)| Some((*rate, place.or_else(|| free.pop())?)));
+        *before = placed.collect();
+        before.clone()
     }
 }
 
@@ -82,6 +119,11 @@ impl TooSoon {
 }
 
 impl Had {
+    /// What was had under each of these limits.
+    fn under<'a>(&'a self, limits: &'a [(Pace, usize)]) -> impl Iterator<Item = (Pace, &'a Allowance)> {
+        limits.iter().filter_map(|(pace, place)| Some((*pace, self.0.get(*place)?)))
+    }
+
     /// Whether it is as if nothing had ever been had, so that it may be forgotten.
     pub(super) fn is_nothing(&self) -> bool {
         let now = now();
@@ -94,13 +136,17 @@ mod tests {
     use super::*;
 
     fn rates(limits: &[(u32, u64, Of)]) -> Rates {
+        changed(&Places::default(), limits)
+    }
+
+    fn changed(places: &Places, limits: &[(u32, u64, Of)]) -> Rates {
         let rate = |(number, seconds, of): &(u32, u64, Of)| Rate {
             number: *number,
             per: Duration::from_secs(*seconds),
             burst: *number,
             of: *of,
         };
-        Rates::new(&limits.iter().map(rate).collect::<Vec<_>>())
+        Rates::new(&limits.iter().map(rate).collect::<Vec<_>>(), places)
     }
 
     fn passes(rates: &Rates, peer: &Had, all: &Had, now: u64, asked: u32) -> usize {
@@ -139,6 +185,36 @@ mod tests {
         assert_eq!(rates.take_at(Some(&peer), &all, 0).unwrap_err().after, Duration::from_secs(30));
         rates.give_back(Some(&peer), &all);
         assert_eq!(passes(&rates, &peer, &all, 0, 9), 1);
+    }
+
+    #[test]
+    fn no_change_of_the_limits_gives_a_new_allowance_whatever_their_order() {
+        let all = (3, 3600, Of::Listener);
+        let [hourly, daily] = [(2, 3600, Of::Identity), (9, 86400, Of::Identity)];
+        for (before, after) in [
+            (vec![hourly, all], vec![all, hourly]),
+            (vec![hourly, all], vec![daily, hourly, (5, 60, Of::Listener), all]),
+            (vec![daily, hourly], vec![hourly]),
+            (vec![daily, hourly], vec![(2, 3600, Of::Identity), (1, 86400, Of::Identity)]),
+            (vec![hourly], vec![(2, 1800, Of::Identity)]),
+            (vec![hourly, (2, 3600, Of::Identity), all], vec![all, (2, 3600, Of::Identity)]),
+        ] {
+            let (places, peer, had) = (Places::default(), Had::default(), Had::default());
+            let (before, after) = (changed(&places, &before), (after.clone(), changed(&places, &after)));
+            assert!(passes(&before, &peer, &had, 0, 9) > 1);
+            assert_eq!(passes(&after.1, &peer, &had, 0, 9), 0, "{:?}", after.0);
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_new_begins_with_all_of_it() {
+        let places = Places::default();
+        let before = changed(&places, &[(2, 3600, Of::Identity)]);
+        let (peer, all) = (Had::default(), Had::default());
+        assert_eq!(passes(&before, &peer, &all, 0, 9), 2);
+        let after = changed(&places, &[(7, 3600, Of::Listener), (5, 60, Of::Identity)]);
+        assert_eq!(passes(&after, &peer, &all, 0, 9), 5);
+        assert_eq!(passes(&after, &Had::default(), &all, 0, 9), 2);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::PollSender;
 
 use super::received::{Received, Relayed};
@@ -23,7 +23,7 @@ use crate::http1::body::{Body, Found};
 use crate::http1::response::{MOST_INTERIM, MOST_INTERIM_HTTP2, TOO_MANY_INTERIM};
 use crate::http1::{convert, response};
 use crate::live::Entry;
-use crate::live::body::{BodyError, RequestBody};
+use crate::live::body::{BodyError, RequestBody, Rest};
 use crate::pool::{Io, Link, Pool};
 use crate::serve::Interim;
 
@@ -154,7 +154,7 @@ pub(super) async fn send(
     let mut body =
         FromLink { talk: Some(talk), body: head.body.into(), pool: Arc::clone(&pool), _held: Arc::clone(&asking.held) };
     body.finish_if_ended();
-    let body = if uploaded { Received::Link(Box::new(body)) } else { relayed(&pool, body) };
+    let body = if uploaded { Received::Link(Box::new(body)) } else { relayed(&pool, body, spare.rest()) };
     Ok(Answered::Response(response.map(|()| body)))
 }
 
@@ -381,10 +381,8 @@ impl FromLink {
 
 /// A response whose request is still being sent. A task of its own carries on, for who reads the response may wait with
 /// it, and the request must not.
-fn relayed(pool: &Arc<Pool>, mut body: FromLink) -> Received {
+fn relayed(pool: &Arc<Pool>, mut body: FromLink, rest: Rest) -> Received {
     let (sender, receiver) = mpsc::channel(1);
-    // Nobody looks after a request any more whose connection has gone.
-    let idle = pool.listener().limits.times.unattended();
     pool.lifecycle().spawn(async move {
         let mut to = PollSender::new(sender.clone());
         tokio::select! {
@@ -394,7 +392,7 @@ fn relayed(pool: &Arc<Pool>, mut body: FromLink) -> Received {
         // The request may go on after its response, until the next hop takes no more of it.
         if body.has_ended()
             && let Some(talk) = &mut body.talk
-            && let Ok(Ok(())) = timeout(idle, poll_fn(|cx| talk.poll_up(cx))).await
+            && let Some(Ok(())) = rest.carried(poll_fn(|cx| talk.poll_up(cx))).await
         {
             body.finish_if_ended();
         }

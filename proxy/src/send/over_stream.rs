@@ -13,7 +13,6 @@ use http::uri::Scheme;
 use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 
 use super::received::Received;
 use super::{Answered, Asking, Held, Unanswered, refused};
@@ -141,13 +140,13 @@ impl Drop for FromStream {
 fn upload(held: &Held, body: RequestBody, sender: SendStream<Bytes>, place: &Arc<Place>) -> Upload {
     let (upload, response) = oneshot::channel();
     let (place, held) = (Arc::clone(place), Arc::clone(held));
-    let idle = held.pool().listener().limits.times.unattended();
+    let rest = body.rest();
     Arc::clone(held.pool()).lifecycle().spawn(async move {
         let mut sending = pin!(send_body(body, sender));
         tokio::select! {
             () = &mut sending => held.awaits(),
             // Nobody looks after a request any more whose connection has gone.
-            ended = response => if let Ok(GoOn) = ended { drop(timeout(idle, sending).await) },
+            ended = response => if let Ok(GoOn) = ended { let _ = rest.carried(sending).await; },
         }
         drop(place);
     });

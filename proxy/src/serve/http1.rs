@@ -1,6 +1,7 @@
 //! HTTP/1 as the general path has it: hyper behind the guard's framing.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
@@ -8,7 +9,7 @@ use http::Request;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::call::{Answers, Back, Call, Incoming, Interim, Switch, Upgraded};
@@ -24,11 +25,12 @@ where
 {
     let limits = &connection.listener.limits;
     let head = HeadLimits { bytes: limits.header_bytes as usize, headers: limits.headers };
-    let framed = Framed::resumed(left.io, left.read, head);
+    let late = Arc::new(AtomicBool::new(false));
+    let framed = Framed::resumed(left.io, left.read, head).heads_within(limits.head, Arc::clone(&late));
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
+        // `framed` bounds the time of a head. hyper would bound the time between two requests with it.
+        .header_read_timeout(None)
         .max_headers(limits.headers)
         // `framed` has held the head to the limit; hyper asks for a buffer that it cannot fill.
         .max_buf_size(limits.header_bytes as usize + 4096)
@@ -46,11 +48,11 @@ where
     });
     let served = builder.serve_connection(TokioIo::new(framed), service).with_upgrades();
     if let Some(Err(error)) = connection.serve(served, |served| served.graceful_shutdown()).await {
-        if error.is_timeout() {
-            connection.listener.metrics.ended("head");
-        }
         // A connection that broke is its peer's affair; it is worth a line for who looks for it.
         tracing::debug!(listener = %connection.listener.name, remote = %connection.remote, %error, "a connection broke");
+    }
+    if late.load(Ordering::Relaxed) {
+        connection.listener.metrics.ended("head");
     }
     let caller = asked.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let (Some(tunnel), Some(caller)) = (upgraded.take(), caller) {

@@ -273,6 +273,8 @@ async fn one_on_which_nothing_moves_is_ended_though_its_connection_lives() {
             }
         }
         assert!(start.elapsed() > Duration::from_secs(4), "{side:?} {:?}", start.elapsed());
+        let idle = ["reason=\"idle\"", &pair.label()];
+        until("it is told why", || async { metric("countersign_faults_total", &idle) > 0.5 }).await;
     }
 }
 

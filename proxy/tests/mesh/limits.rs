@@ -3,18 +3,20 @@
 
 use std::time::Duration;
 
+use countersign_identity::tls::Alpn;
 use futures::future::{join, join_all};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use super::support::app::answer;
 use super::support::sidecar::metric;
-use super::support::{App, Pair, client, free_address, read_to, soon, until};
+use super::support::{App, CLIENT, Pair, client, free_address, read_to, soon, until};
 
 /// An app that is silent until it is told: `…/stream` after a first piece, `…/silent` from the beginning.
 async fn app() -> (App, watch::Sender<bool>) {
@@ -205,6 +207,8 @@ async fn what_a_request_has_become_rests_as_long_as_its_route_lets_it() {
         assert!(matches!(soon("its end", ended.read(&mut [0; 1])).await, Ok(0) | Err(_)), "{path}");
     }))
     .await;
+    // Who has ended them is told apart.
+    until("it is told why", || async { faults(&pair, "total") > 0.5 && faults(&pair, "idle") > 0.5 }).await;
     // Time in which it might be ended too.
     sleep(Duration::from_secs(1)).await;
     long.write_all(b"hello").await.unwrap();
@@ -243,6 +247,132 @@ async fn a_grpc_call_is_told_that_its_time_is_over_and_its_own_deadline_goes_on_
     is_cut(stream, Version::Http2).await;
     assert_eq!((late.status().as_u16(), &late.headers()["grpc-status"]), (200, &"4".parse().unwrap()));
     assert_eq!(late.headers()["grpc-message"], "the request took too long");
+}
+
+/// A caller that speaks HTTP/2 by hand, and says nothing after its preface; all frames up to the end, by type.
+async fn frames_until_the_end(mut io: impl AsyncRead + AsyncWrite + Unpin) -> Vec<u8> {
+    io.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    io.flush().await.unwrap();
+    let mut kinds = Vec::new();
+    let mut head = [0; 9];
+    while soon("a frame, or the end", io.read_exact(&mut head)).await.is_ok() {
+        let [a, b, c, kind, ..] = head;
+        let mut rest = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        io.read_exact(&mut rest).await.unwrap();
+        kinds.push(kind);
+    }
+    kinds
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_is_told_before_it_is_closed_and_not_before_its_time() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start("http, limits: { idle: 1s }", app.address).await;
+    let start = Instant::now();
+    let outbound = frames_until_the_end(TcpStream::connect(pair.entrance).await.unwrap());
+    let inbound = frames_until_the_end(pair.dial(CLIENT, Alpn::Http2).await);
+    for frames in <[Vec<u8>; 2]>::from(join(outbound, inbound).await) {
+        assert!(frames.contains(&GOAWAY), "{frames:?}");
+        assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_may_be_idle_for_its_whole_time_after_its_last_request() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start("http, limits: { idle: 2s }", app.address).await;
+    let io = TokioIo::new(pair.dial(CLIENT, Alpn::Http2).await);
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let ended = tokio::spawn(connection);
+    for _ in 0..3 {
+        let request = Request::get("http://app.test/").body(client::empty()).unwrap();
+        let start = Instant::now();
+        let response = soon("a response", sender.send_request(request)).await.unwrap();
+        assert_eq!(client::text(response).await, "in");
+        // As long as it may be silent, but for a little.
+        sleep(Duration::from_millis(1500).saturating_sub(start.elapsed())).await;
+    }
+    let start = Instant::now() - Duration::from_millis(1500);
+    soon("its end", ended).await.unwrap().ok();
+    assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn between_two_requests_the_time_for_a_head_does_not_run_whatever_came_before() {
+    let app = App::http1(|_| async { answer("in") }).await;
+    let pair = Pair::start("http, limits: { head: 1s }", app.address).await;
+    let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
+    // The first one is not plain.
+    let asked = "POST / HTTP/1.1\r\nhost: app.test\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nhi";
+    tcp.write_all(asked.as_bytes()).await.unwrap();
+    let answer = read_to(&mut tcp, "\r\n\r\nin").await;
+    assert!(answer.ends_with("\r\n\r\nin"), "{answer}");
+    sleep(Duration::from_secs(2)).await;
+    // A head that has begun has its time.
+    tcp.write_all(b"GET / HTTP/1.1\r\nhost: app.test\r\n").await.expect("it waits for the next");
+    let start = Instant::now();
+    assert!(matches!(soon("its end", tcp.read(&mut [0; 1])).await, Ok(0) | Err(_)));
+    assert!(start.elapsed() > Duration::from_millis(900), "{:?}", start.elapsed());
+    let late = ["direction=\"outbound\"", "reason=\"head\"", &pair.label()];
+    until("it is counted", || async { metric("countersign_connections_ended_total", &late) > 0.5 }).await;
+}
+
+#[tokio::test]
+async fn a_response_has_its_time_for_silence_from_its_head_on() {
+    let (told, mut heads) = mpsc::unbounded_channel();
+    let app = App::tcp(move |mut tcp| {
+        let told = told.clone();
+        async move {
+            read_to(&mut tcp, "\r\n\r\n").await;
+            // It is looked at meanwhile.
+            sleep(Duration::from_millis(1500)).await;
+            told.send(Instant::now()).unwrap();
+            tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n").await.unwrap();
+            let _ = tcp.read(&mut [0; 1]).await;
+        }
+    })
+    .await;
+    let pair = Pair::start("http, limits: { idle: 1s }", app.address).await;
+    for version in VERSIONS {
+        let response = ask(&pair, version, "/").await;
+        assert_eq!(response.status(), 200);
+        let start = soon("the head", heads.recv()).await.unwrap();
+        is_cut(response, version).await;
+        assert!(start.elapsed() >= Duration::from_secs(1), "{version:?}: {:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_tcp_connection_has_all_its_time_before_the_server_speaks() {
+    let app = App::tcp(|mut tcp| async move {
+        let _ = tcp.read(&mut [0; 1]).await;
+    })
+    .await;
+    let pair = Pair::start("tcp, limits: { idle: 1s }", app.address).await;
+    let start = Instant::now();
+    let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
+    assert!(matches!(soon("its end", tcp.read(&mut [0; 1])).await, Ok(0) | Err(_)));
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_silent_stream_both_of_whose_sides_are_open_is_reset_and_its_connection_goes_on() {
+    let echo = |request: Request<Incoming>| async { Response::new(request.into_body().boxed()) };
+    let (http1, http2) = (App::http1(echo).await, App::http2(echo).await);
+    for (protocol, app) in [("grpc", http2), ("http", http1)] {
+        let pair = Pair::start(&format!("{protocol}, limits: {{ idle: 1s }}"), app.address).await;
+        let sender = client::http2(pair.entrance).await;
+        let (pieces, body) = client::pieces();
+        let request = Request::post("http://app.test/llm.Chat/Talk").body(body).unwrap();
+        let mut response = soon("a response", sender.clone().send_request(request)).await.unwrap();
+        pieces.send("hello".into()).unwrap();
+        assert_eq!(piece(&mut response).await, "hello");
+        is_cut(response, Version::Http2).await;
+        let quick = Request::get("http://app.test/llm.Chat/Quick").body(client::empty()).unwrap();
+        let quick = soon("a response", sender.clone().send_request(quick)).await;
+        assert_eq!(quick.expect("the connection goes on").status(), 200, "{protocol}");
+        assert!(faults(&pair, "idle") > 0.5, "{protocol}");
+    }
 }
 
 #[tokio::test]
@@ -325,3 +455,6 @@ async fn a_change_of_the_limits_of_one_listener_leaves_the_connections_of_anothe
     tell.send_replace(true);
     assert_eq!(piece(&mut stream).await, "second");
 }
+
+/// RFC 9113, section 6.8.
+const GOAWAY: u8 = 7;

@@ -261,6 +261,30 @@ async fn who_goes_away_leaves_the_queue_at_once_whatever_it_was_sending() {
 }
 
 #[tokio::test]
+async fn who_goes_away_behind_a_large_body_leaves_the_queue_too() {
+    let slow = Slow::start().await;
+    for keys in [["", ONE_AT_ONCE], [ONE_AT_ONCE, ""]] {
+        let pair = Pair::start_keyed("http", slow.app.address, keys).await;
+        let first = ask(&pair, "/first");
+        slow.has_heard(1).await;
+        let head = |length: usize| format!("PUT /gone HTTP/1.1\r\nhost: app.test\r\ncontent-length: {length}\r\n\r\n");
+        // More than the sidecar reads; with it the request is whole, or not.
+        for length in [60_000, 1 << 30] {
+            let mut caller = TcpStream::connect(pair.entrance).await.unwrap();
+            caller.write_all(head(length).as_bytes()).await.unwrap();
+            caller.write_all(&[b'x'; 60_000]).await.unwrap();
+            queued(&pair, 1).await;
+            drop(caller);
+            queued(&pair, 0).await;
+        }
+        slow.answer(1);
+        assert_eq!(answered(first).await.0, 200);
+        assert_eq!(slow.paths(), ["/first"]);
+        slow.seen.paths.lock().unwrap().clear();
+    }
+}
+
+#[tokio::test]
 async fn a_stream_has_its_turn_until_both_its_bodies_have_ended() {
     let app = App::http1(echo).await;
     let pair = Pair::start_keyed("http", app.address, ["", ONE_AT_ONCE]).await;
@@ -446,4 +470,27 @@ async fn of_raw_tcp_connections_take_turns() {
     assert_eq!(app.accepted.load(Ordering::SeqCst), 1);
     drop(first);
     soon("an echo", second.read_exact(&mut [0; 5])).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_time_runs_out_for_a_raw_connection_that_waits_for_its_turn() {
+    let app = App::echo().await;
+    let keys = ["", "concurrency: { connections: 1, queue: 1, wait: 60s }, limits: { idle: 1s }"];
+    let pair = Pair::start_keyed("tcp", app.address, keys).await;
+    let mut first = TcpStream::connect(pair.entrance).await.unwrap();
+    let start = Instant::now();
+    let mut second = None;
+    while start.elapsed() < Duration::from_millis(3500) {
+        first.write_all(b"hello").await.unwrap();
+        soon("an echo", first.read_exact(&mut [0; 5])).await.unwrap();
+        if second.is_none() {
+            let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
+            tcp.write_all(b"hello").await.unwrap();
+            second = Some(tcp);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    queued(&pair, 1).await;
+    drop(first);
+    soon("an echo", second.unwrap().read_exact(&mut [0; 5])).await.unwrap();
 }

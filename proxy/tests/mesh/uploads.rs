@@ -1,5 +1,8 @@
 //! Request bodies: whole, or not at all; under the policy until they end, and blamed on who sends them.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -85,4 +88,58 @@ async fn an_upload_that_outlives_its_response_ends_when_the_policy_denies_it() {
     let start = Instant::now();
     while soon("the end of the upload", heard.recv()).await.unwrap() != "gone" {}
     assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
+}
+
+/// An app that answers at once, and goes on reading.
+async fn hasty(protocol: &str, told: mpsc::UnboundedSender<Bytes>) -> App {
+    if protocol == "grpc" {
+        return App::http2(move |request: Request<Incoming>| {
+            let told = told.clone();
+            async move {
+                let mut body = request.into_body();
+                tokio::spawn(async move {
+                    while let Some(Ok(frame)) = body.frame().await {
+                        told.send(frame.into_data().unwrap_or_default()).unwrap();
+                    }
+                });
+                answer("ok")
+            }
+        })
+        .await;
+    }
+    App::tcp(move |mut tcp| {
+        let told = told.clone();
+        async move {
+            read_to(&mut tcp, "\r\n\r\n").await;
+            tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            let mut buffer = [0; 1024];
+            while let Ok(count @ 1..) = tcp.read(&mut buffer).await {
+                told.send(Bytes::copy_from_slice(&buffer[..count])).unwrap();
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_upload_that_outlives_its_response_goes_on_as_long_as_it_moves() {
+    for protocol in ["http", "grpc"] {
+        let (told, mut heard) = mpsc::unbounded_channel();
+        let app = hasty(protocol, told).await;
+        let pair = Pair::start(&format!("{protocol}, limits: {{ idle: 1s }}"), app.address).await;
+        let mut sender = client::http2(pair.entrance).await;
+        let (pieces, body) = client::pieces();
+        let request = Request::post("http://app.test/upload").body(body).unwrap();
+        let response = soon("a response", sender.send_request(request)).await.unwrap();
+        assert_eq!(client::text(response).await, "ok");
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(3) {
+            pieces.send("more".into()).expect("it goes on");
+            let mut piece = Vec::new();
+            while !piece.windows(4).any(|piece| piece == b"more") {
+                piece.extend(soon("a piece", heard.recv()).await.expect("it goes on"));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
 }

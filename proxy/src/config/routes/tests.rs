@@ -65,6 +65,14 @@ fn a_limit_that_would_do_nothing_is_refused_with_the_place_where_it_belongs() {
         let error = read(&text).unwrap_err();
         assert!(error.starts_with("sidecar.yaml:2: ") && error.contains(expected), "{expected:?} is not in\n{error}");
     }
+    for late in
+        ["limits: { first_byte: 30m, total: 1m }", "routes: [{ paths: /a, limits: { first_byte: 1m, total: 60s } }]"]
+    {
+        let error = read(&inbound("http", late)).unwrap_err();
+        assert!(error.contains("limits.first_byte: would never be reached"), "{error}");
+    }
+    read(&inbound("http", "limits: { first_byte: never, total: 1m }")).unwrap();
+    read(&inbound("http", "limits: { first_byte: 1h }, routes: [{ paths: /a, limits: { total: 1m } }]")).unwrap();
     read(&inbound("http", "limits: { requests: 5 }")).unwrap();
     read(&inbound("tcp", "limits: { connections: 5, handshake: 5s, connect: 5s, idle: 5s }")).unwrap();
 }
@@ -108,6 +116,10 @@ fn routes_are_as_rules_have_them_and_each_mistake_is_named() {
         ),
         ("{ paths: /a, methods: [PUT, GET] }, { paths: /a, methods: GET }", "no request takes this route"),
         ("{ paths: /a }, { paths: /b }, { paths: [/a, /b] }", "routes[2]: no request takes this route"),
+        ("{ paths: '/a/**' }, { paths: /a/b, limits: { total: 9s } }", "routes[1]: no request takes this route"),
+        ("{ paths: '/a/**' }, { paths: /a }", "no request takes this route"),
+        ("{ paths: '/a/**' }, { paths: ['/a/b/**', '/a/*/c'] }", "no request takes this route"),
+        ("{ paths: '/a/*/c' }, { paths: /a/b/c }", "no request takes this route"),
     ] {
         let error = read(&inbound("http", &format!("routes: [{route}]"))).unwrap_err();
         assert!(error.contains(expected), "{expected:?} is not in\n{error}");
@@ -117,6 +129,10 @@ fn routes_are_as_rules_have_them_and_each_mistake_is_named() {
         "{ paths: /a, methods: GET }, { paths: /a }",
         "{ paths: /a }, { paths: [/a, /b] }",
         "{ paths: '/a/**' }, { paths: '/**' }",
+        "{ paths: '/a/**' }, { paths: [/ab, '/ab/**'] }",
+        "{ paths: '/a/**', methods: GET }, { paths: /a/b }",
+        "{ paths: '/a/*' }, { paths: '/a/**' }",
+        "{ paths: '/*/b' }, { paths: '/a/*' }",
     ] {
         read(&inbound("grpc", &format!("routes: [{fine}]"))).unwrap();
     }

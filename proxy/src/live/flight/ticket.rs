@@ -174,6 +174,8 @@ impl Ticket {
         self.status = Some(status);
         self.blame = blame;
         self.flight.answered.store(true, Ordering::SeqCst);
+        // It has moved, whatever of its body was seen before.
+        self.flight.seen.store(u64::MAX, Ordering::Relaxed);
         let took = self.flight.started.elapsed();
         self.first_byte = Some(took);
         self.flight.last_piece.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
