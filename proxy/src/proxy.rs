@@ -95,7 +95,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     let Surroundings { identity: identity_from, metrics, lifecycle, workers, ready, succession, app } = surroundings;
     let mut current = config.borrow_and_update().clone();
     let (in_force, config_in_force) = watch::channel(Arc::clone(&current));
-    let (mut inherited, mut handover) = Handover::begin(succession)?;
+    let (mut inherited, mut handover) = Handover::begin(succession);
     let admin = bind(&mut inherited, current.admin).await?;
     let admin_at = admin.local_addr().map_err(|source| ProxyError::Bind { address: current.admin, source })?;
 
@@ -178,20 +178,25 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
 
     // The newest could not be taken up, such as for an address that is still in use.
     let mut refused = false;
-    loop {
+    // It is there and waits until no other process gets ready.
+    let mut deferred = false;
+    let successor = loop {
         let settled = handover.is_settled();
         let sockets = || listeners.sockets().into_iter().chain([(admin_at, Arc::clone(&admin))]).collect();
         tokio::select! {
-            () = lifecycle.draining() => break,
-            Ok(()) = config.changed(), if settled => {}
+            () = lifecycle.draining() => break None,
+            Ok(()) = config.changed(), if settled || !deferred => {
+                deferred = !settled;
+                if deferred {
+                    config.mark_changed();
+                    tracing::warn!("the changes of the file wait: another process gets ready to take over");
+                    continue;
+                }
+            }
             () = sleep(AGAIN), if refused && settled => {}
-            successor = handover.next(sockets) => {
-                let Some(successor) = successor? else { continue };
-                listeners.end_all().await;
-                relieved.cancel();
-                handover.let_go(successor).await;
-                lifecycle.drain();
-                break;
+            successor = handover.next(sockets) => match successor? {
+                Some(successor) => break Some(successor),
+                None => continue,
             }
         }
         let newest = config.borrow_and_update().clone();
@@ -223,10 +228,24 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         }
         in_force.send_replace(Arc::clone(&newest));
         current = newest;
-    }
-    if !handover.in_charge().is_cancelled() {
+    };
+    if !handover.ends_in_charge().await {
         tracing::info!("ends before it took over; the process before goes on");
         return Ok(());
+    }
+    let successor = match successor {
+        Some(successor) => Some(successor),
+        // Who gets ready does so in vain if nobody lets go.
+        None => tokio::select! {
+            successor = handover.heir() => successor,
+            () = lifecycle.stopping() => None,
+        },
+    };
+    if let Some(successor) = successor {
+        listeners.end_all().await;
+        relieved.cancel();
+        handover.let_go(successor).await;
+        lifecycle.drain();
     }
     drop((admin, handover));
     let drain = Drain {
