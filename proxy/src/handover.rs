@@ -105,8 +105,7 @@ impl Handover {
         let (predecessor, inherited) = predecessor.unzip();
         let (relief, taken, handing) = (None, CancellationToken::new(), None);
         let (sent_away, told) = (JoinSet::new(), false);
-        let handover =
-            Self { takeover, predecessor, in_charge, let_go, post, relief, taken, handing, sent_away, told };
+        let handover = Self { takeover, predecessor, in_charge, let_go, post, relief, taken, handing, sent_away, told };
         (inherited.unwrap_or_default(), handover)
     }
 

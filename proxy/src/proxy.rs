@@ -9,7 +9,7 @@ use countersign_policy::Policy;
 use countersign_runtime::admin::Readiness;
 use countersign_runtime::takeover::TakeoverError;
 use countersign_runtime::telemetry::Metrics;
-use countersign_runtime::{Lifecycle, Workers};
+use countersign_runtime::{Lifecycle, Workers, supervisor};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -171,9 +171,8 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         lifecycle: lifecycle.clone(),
     };
     lifecycle.spawn(console.serve(Arc::clone(&admin), metrics));
-    if let Some(app) = &app {
-        lifecycle.spawn(begin(Arc::clone(&ready), app.can_begin.clone(), lifecycle.clone()));
-    }
+    let can_begin = app.as_ref().map(|app| app.can_begin.clone()).unwrap_or_default();
+    lifecycle.spawn(announce(Arc::clone(&ready), handover.in_charge(), can_begin, lifecycle.clone()));
     handover.relieve_when(ready);
 
     // The newest could not be taken up, such as for an address that is still in use.
@@ -275,15 +274,19 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     Ok(())
 }
 
-/// Lets the app begin as soon as it can be served.
-async fn begin(ready: Ready, can_begin: CancellationToken, lifecycle: Lifecycle) {
-    let is_ready = async {
+/// As soon as this process is in charge and can serve, lets the app begin, and tells who started the process.
+async fn announce(ready: Ready, in_charge: CancellationToken, can_begin: CancellationToken, lifecycle: Lifecycle) {
+    let serves = async {
+        in_charge.cancelled().await;
         while ready().is_err() {
             sleep(LOOK).await;
         }
     };
     tokio::select! {
-        () = is_ready => can_begin.cancel(),
+        () = serves => {
+            can_begin.cancel();
+            supervisor::say_ready();
+        }
         () = lifecycle.draining() => {}
     }
 }
@@ -295,5 +298,5 @@ fn reloaded(result: &'static str) {
 /// How long after a configuration was refused it is tried again.
 const AGAIN: Duration = Duration::from_secs(3);
 
-/// How often it is looked whether the app can be served.
+/// How often it is looked whether this process can serve.
 const LOOK: Duration = Duration::from_millis(20);
