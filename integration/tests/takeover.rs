@@ -121,6 +121,11 @@ async fn one_that_fails_leaves_the_old_one_serving_as_if_nothing_had_been() {
     std::fs::write(client.path("broken.yaml"), right.replace("protocol:", "protcol:")).unwrap();
     assert_eq!(client.beside("broken.yaml").wait(Duration::from_secs(10)).code(), Some(78));
 
+    // One that does not know of the other, and finds the agent's socket taken.
+    std::fs::write(client.path("stranger.yaml"), right.replace(TAKEOVER, "")).unwrap();
+    let mut stranger = client.beside("stranger.yaml");
+    assert_eq!(stranger.wait(Duration::from_secs(10)).code(), Some(75), "{}", stranger.log());
+
     // An address that is taken: found out after the sockets were handed over.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let more = format!(
