@@ -260,7 +260,7 @@ async fn answer<T: Wire>(
             }
             End::Refused(refused) => Fault::Refused(refused),
             End::Broke(error) if ended.unsent => attempts.in_all(pool.explain_unsent(&error), route.hop()),
-            End::Broke(error) => pool.explain(&error),
+            End::Broke(error) => attempts.in_all(pool.explain(&error), route.hop()),
             // It goes again, so it does not come here.
             End::Rejected(_) => return Next::Gone,
         };

@@ -341,7 +341,7 @@ pub(crate) const RETRY: HeaderName = HeaderName::from_static("x-countersign-retr
 pub(crate) const DECISION: HeaderName = HeaderName::from_static("x-countersign-decision");
 
 /// When a gRPC client may try again, in milliseconds (gRFC A6).
-const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+pub(crate) const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// Nobody knows when there is room. It is not at once.
 const SOON: Duration = Duration::from_secs(1);

@@ -22,6 +22,7 @@ mod drain;
 mod exchange;
 mod fast;
 mod fault;
+mod first_read;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod guard;

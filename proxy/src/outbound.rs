@@ -4,6 +4,7 @@
 //! all.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use countersign_runtime::{Lifecycle, Seat};
 use http::{HeaderValue, Response};
@@ -16,6 +17,7 @@ use crate::config::Protocol;
 use crate::exchange::{self, Failed};
 use crate::fast;
 use crate::fault::{Fault, Hop};
+use crate::first_read::FirstRead;
 use crate::guard;
 use crate::listener::Listener;
 use crate::live::body::Body;
@@ -87,7 +89,7 @@ impl Outbound {
         let connection = Connection::new(Arc::clone(&self.listener), kind, None, remote, None, Arc::clone(&traffic));
         let entry = self.connections.enter(connection);
         if self.protocol == Protocol::Tcp {
-            return Box::pin(self.carry(&entry, Metered::new(tcp, traffic), &seat)).await;
+            return Box::pin(self.carry(&entry, tcp, traffic, &seat)).await;
         }
         let preface = async { self.protocol == Protocol::Grpc || speaks_http2(&tcp).await };
         let within = timeout(self.listener.limits.head, preface);
@@ -107,11 +109,19 @@ impl Outbound {
     }
 
     /// Carries bytes of which nothing is known; the other side may speak first.
-    async fn carry(&self, entry: &Entry, app: Metered<TcpStream>, seat: &Seat) {
+    async fn carry(&self, entry: &Entry, app: TcpStream, traffic: Arc<Traffic>, seat: &Seat) {
         let connection = &entry.connection;
+        let app = Metered::new(app, Arc::clone(&traffic));
         let carried = async {
             let _served = admission::admit_raw(connection).await?;
-            let (_turn, stream, next) = self.upstreams.next().raw(seat.worker()).await?;
+            let (turn, stream, next) = self.upstreams.next().raw(seat.worker()).await?;
+            let began = Instant::now();
+            let stream = FirstRead::of(stream, |bytes| match bytes {
+                0 if traffic.has_ended() || began.elapsed() > AT_ONCE => {}
+                // As it does whose app is not there: nothing else tells of that.
+                0 => turn.broke(None),
+                _ => turn.spoke(),
+            });
             let copied = next.connection.unless_closed(tunnel::copy(app, stream)).await;
             copied.ok_or(Fault::Untrusted)
         };
@@ -192,9 +202,12 @@ async fn speaks_http2(tcp: &TcpStream) -> bool {
             Ok(count) if count == PREFACE.len() => return &first == PREFACE,
             Ok(count) if !PREFACE.starts_with(first.get(..count).unwrap_or_default()) => return false,
             // One or two bytes alone: the rest is on its way, and the socket does not tell when it comes.
-            Ok(_) => sleep(std::time::Duration::from_millis(1)).await,
+            Ok(_) => sleep(Duration::from_millis(1)).await,
         }
     }
 }
 
 const PREFACE: &[u8; 3] = b"PRI";
+
+/// How soon a connection ends that nobody takes at the other side.
+const AT_ONCE: Duration = Duration::from_secs(2);

@@ -21,8 +21,9 @@ mod proof;
 mod shared;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use countersign_identity::Identity;
 use countersign_runtime::Lifecycle;
@@ -35,7 +36,7 @@ use crate::fault::{Fault, Hop};
 use crate::listener::Listener;
 use crate::live::{Connections, Entry, Flight};
 use crate::telemetry::PoolMetrics;
-use crate::upstream::Endpoint;
+use crate::upstream::{Endpoint, Verdict};
 use free::Free;
 pub(crate) use link::{Io, Link};
 use of_workers::Family;
@@ -84,7 +85,18 @@ pub(crate) enum Way {
 }
 
 /// A request under way, which counts in the pool and at the endpoint that it goes to.
-pub(crate) struct Turn(Arc<Pool>);
+pub(crate) struct Turn {
+    pool: Arc<Pool>,
+    /// One of the constants below: whether the endpoint has all of the request, and has not answered it.
+    answer: AtomicU8,
+}
+
+/// The request is being sent.
+const SENDING: u8 = 0;
+/// It was sent, and there is no answer.
+const AWAITED: u8 = 1;
+/// There is one, or none is awaited any more.
+const SETTLED: u8 = 2;
 
 impl Target {
     /// An endpoint of another workload, spoken to in `protocol`.
@@ -162,7 +174,7 @@ impl Pool {
     pub(crate) fn enter(self: &Arc<Self>) -> Turn {
         self.turns.fetch_add(1, Ordering::Relaxed);
         self.endpoint.enter();
-        Turn(Arc::clone(self))
+        Turn { pool: Arc::clone(self), answer: AtomicU8::new(SENDING) }
     }
 
     /// Notes for the log what a request goes over.
@@ -334,19 +346,57 @@ impl Pool {
 impl Turn {
     /// The connections that the request may go over.
     pub(crate) fn pool(&self) -> &Arc<Pool> {
-        &self.0
+        &self.pool
     }
 
     /// The endpoint that it goes to.
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.0.endpoint
+        &self.pool.endpoint
+    }
+
+    /// Notes that all of the request was sent, if that was not noted before.
+    pub(crate) fn awaits(&self) {
+        let Self { pool, answer } = self;
+        if answer.load(Ordering::Relaxed) == SENDING && pool.endpoint.awaits() {
+            answer.store(AWAITED, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes how the request was answered, `waited` after it was sent; `None` if that was before it was sent whole.
+    pub(crate) fn answered(&self, verdict: &Verdict, waited: Option<Duration>) {
+        self.settled();
+        self.pool.endpoint.answered(verdict, waited);
+    }
+
+    /// Notes that the request broke before it was answered.
+    pub(crate) fn broke(&self, waited: Option<Duration>) {
+        self.settled();
+        self.pool.endpoint.broke(waited);
+    }
+
+    /// Notes that nobody waits for an answer any more.
+    pub(crate) fn gave_up(&self, waited: Option<Duration>) {
+        self.settled();
+        self.pool.endpoint.gave_up(waited);
+    }
+
+    /// Notes that a connection of which nothing is known but its bytes is served there.
+    pub(crate) fn spoke(&self) {
+        self.pool.endpoint.spoke();
+    }
+
+    fn settled(&self) {
+        if self.answer.swap(SETTLED, Ordering::Relaxed) == AWAITED {
+            self.pool.endpoint.awaits_no_more();
+        }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.endpoint.leave();
-        self.0.turns.fetch_sub(1, Ordering::Relaxed);
+        self.settled();
+        self.pool.endpoint.leave();
+        self.pool.turns.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -17,8 +17,8 @@ use crate::fast::AT_ONCE;
 use crate::fault::Fault;
 use crate::guard::HeadLimits;
 use crate::http1::response::Asked;
-use crate::live::Flight;
 use crate::live::body::{RequestBody, Spare};
+use crate::live::{Cut, Flight};
 use crate::pool::{Pool, Turn, Way};
 use crate::serve::Interim;
 use crate::upstream::{Attempts, Need, Upstream, Verdict, Why};
@@ -101,7 +101,10 @@ pub(crate) async fn send(
                 drop(asking);
                 return Err(attempts.in_all(pool.explain_unsent(&error), pool.hop()));
             }
-            Err(Unanswered { error, .. }) => return Err(pool.explain(&error)),
+            Err(Unanswered { error, .. }) => {
+                drop(asking);
+                return Err(attempts.in_all(pool.explain(&error), pool.hop()));
+            }
         };
         drop(asking);
         let again = Box::pin(upstream.again(worker, &mut attempts, need, &pool, why)).await;
@@ -124,11 +127,12 @@ impl Asking<'_> {
             return None;
         }
         let stale = unsent || (used && self.repeatable && self.began.elapsed() < AT_ONCE);
-        if !stale {
-            self.held.endpoint().broke(self.waited());
+        if stale && self.attempts.may_replay() {
+            return self.goes_again(Why::Stale, spare);
         }
-        let why = if stale { Why::Stale } else { Why::Broke };
-        if stale || self.repeatable { self.goes_again(why, spare) } else { None }
+        self.held.broke(self.waited());
+        let why = if unsent { Why::Undone } else { Why::Broke };
+        if unsent || self.repeatable { self.goes_again(why, spare) } else { None }
     }
 
     fn waited(&self) -> Option<Duration> {
@@ -138,7 +142,7 @@ impl Asking<'_> {
     /// Notes how a request was answered. `Some` if it is to go again all the same.
     fn answered(&mut self, verdict: &Verdict, spare: &Spare) -> Option<(RequestBody, Why)> {
         self.heard = true;
-        self.held.endpoint().answered(verdict, self.waited());
+        self.held.answered(verdict, self.waited());
         self.attempts.sent(!verdict.undone);
         let why = self.upstream.rejects(verdict, self.repeatable);
         let again = why.and_then(|why| self.goes_again(why, spare));
@@ -158,8 +162,12 @@ impl Asking<'_> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         // Nobody waits for the answer any more.
-        if !self.heard {
-            self.held.endpoint().gave_up(self.waited());
+        if self.heard {
+            return;
+        }
+        match self.flight.reason() {
+            Some(Cut::FirstByte) => self.held.broke(self.waited()),
+            _ => self.held.gave_up(self.waited()),
         }
     }
 }

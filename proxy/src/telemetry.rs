@@ -30,8 +30,8 @@ pub(crate) struct UpstreamMetrics {
     labels: [(&'static str, SharedString); 2],
     members: Gauge,
     out: Gauge,
-    /// How many there are, and how many of them take no requests.
-    numbers: (AtomicUsize, AtomicUsize),
+    /// How many there are.
+    number: AtomicUsize,
 }
 
 /// The metrics of one listener.
@@ -75,30 +75,23 @@ impl UpstreamMetrics {
         ];
         let members = metrics::gauge!("countersign_endpoints", &labels);
         let out = metrics::gauge!("countersign_endpoints_out", &labels);
-        Self { labels, members, out, numbers: (AtomicUsize::new(0), AtomicUsize::new(0)) }
+        Self { labels, members, out, number: AtomicUsize::new(0) }
     }
 
     /// Says how many endpoints there are.
     pub(crate) fn members(&self, count: usize) {
-        let before = self.numbers.0.swap(count, Ordering::Relaxed);
+        let before = self.number.swap(count, Ordering::Relaxed);
         self.members.increment(count as f64 - before as f64);
-    }
-
-    /// How many endpoints take no requests.
-    pub(crate) fn out(&self) -> usize {
-        self.numbers.1.load(Ordering::Relaxed)
     }
 
     /// Counts an endpoint that takes no requests from now on.
     pub(crate) fn ejected(&self, reason: &'static str) {
-        self.numbers.1.fetch_add(1, Ordering::Relaxed);
         self.out.increment(1.0);
         self.count("countersign_endpoint_ejections_total", "reason", reason);
     }
 
     /// Counts an endpoint that takes requests again, or is gone.
     pub(crate) fn back(&self) {
-        self.numbers.1.fetch_sub(1, Ordering::Relaxed);
         self.out.decrement(1.0);
     }
 

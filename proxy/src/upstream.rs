@@ -179,6 +179,8 @@ impl Upstream {
             metrics: UpstreamMetrics::new(listener.direction, &listener.name),
             born: Instant::now(),
             members: AtomicUsize::new(0),
+            failing: AtomicUsize::new(0),
+            absent: AtomicUsize::new(0),
         });
         let budget = TpsBudget::new(BUDGET, FREE_RETRIES, retry.budget_percent as f32 / 100.0);
         let (next, members) = (AtomicUsize::new(0), watch::Sender::default());

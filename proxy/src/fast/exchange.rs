@@ -117,16 +117,20 @@ impl<T: Wire> Exchange<'_, T> {
     pub(super) fn broke(&mut self, up: &Up, unsent: bool, used: bool) -> Option<Why> {
         self.attempts.sent(!unsent);
         let stale = unsent || (used && up.repeatable && self.began.elapsed() < AT_ONCE);
-        if !stale {
-            self.turn.endpoint().broke(self.waited());
+        if stale && self.attempts.may_replay() {
+            return self.goes_again(up, Why::Stale);
         }
-        let why = if stale { Why::Stale } else { Why::Broke };
-        if stale || up.repeatable { self.goes_again(up, why) } else { None }
+        self.turn.broke(self.waited());
+        let why = if unsent { Why::Undone } else { Why::Broke };
+        if unsent || up.repeatable { self.goes_again(up, why) } else { None }
     }
 
     /// Notes that the request ended without an answer, for no fault of a connection.
     pub(super) fn gave_up(&self) {
-        self.turn.endpoint().gave_up(self.waited());
+        match self.ticket.flight.reason() {
+            Some(Cut::FirstByte) => self.turn.broke(self.waited()),
+            _ => self.turn.gave_up(self.waited()),
+        }
     }
 
     fn waited(&self) -> Option<Duration> {
@@ -136,7 +140,7 @@ impl<T: Wire> Exchange<'_, T> {
     /// Notes how the request was answered. `Some` if it is to go again all the same. `out` has what is still to be written
     /// to the caller.
     pub(super) fn answered(&mut self, up: &Up, verdict: &Verdict, out: &Buffer) -> Option<Why> {
-        self.turn.endpoint().answered(verdict, self.waited());
+        self.turn.answered(verdict, self.waited());
         self.attempts.sent(!verdict.undone);
         // What was written in part has to be written whole.
         let why = self.upstream.rejects(verdict, up.repeatable).filter(|_| !out.is_torn())?;

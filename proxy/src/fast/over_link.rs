@@ -195,6 +195,7 @@ impl<T: Wire> OverLink<'_, T> {
             }
             if up.body.has_ended() {
                 flight.upload_ended();
+                exchange.turn.awaits();
                 break;
             }
             if caller.input.is_empty() {

@@ -79,6 +79,7 @@ where
     };
     if up.bodiless {
         exchange.ticket.flight.upload_ended();
+        exchange.turn.awaits();
     }
     let upward = Upward { sender, cleared: 0, ended: up.bodiless, failed: false };
     let down = Down {
@@ -174,6 +175,7 @@ impl<T: Wire> OverStream<'_, T> {
                 upward.sender.send_data(data, upward.ended)?;
                 if upward.ended {
                     flight.upload_ended();
+                    exchange.turn.awaits();
                     return Poll::Ready(Ok(()));
                 }
                 continue;
@@ -196,6 +198,7 @@ impl<T: Wire> OverStream<'_, T> {
                     caller.consume(count, &mut up.kept);
                     upward.ended = true;
                     flight.upload_ended();
+                    exchange.turn.awaits();
                     if trailers.is_empty() {
                         upward.sender.send_data(Bytes::new(), true)?;
                     } else {

@@ -24,6 +24,8 @@ pub(crate) struct Traffic {
     received: AtomicU64,
     sent: AtomicU64,
     shut: AtomicBool,
+    /// The other end sends no more.
+    ended: AtomicBool,
     /// Who waits for bytes; there is always one while the connection lives.
     reader: AtomicWaker,
 }
@@ -32,6 +34,11 @@ impl Traffic {
     /// Bytes received and sent so far.
     pub(crate) fn so_far(&self) -> (u64, u64) {
         (self.received.load(Ordering::Relaxed), self.sent.load(Ordering::Relaxed))
+    }
+
+    /// Whether the other end was found to send no more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Lets no byte pass any more.
@@ -119,6 +126,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
         let count = buffer.filled().len() - before;
         if count > 0 {
             self.traffic.received.fetch_add(count as u64, Ordering::Relaxed);
+        } else if read.is_ready() && buffer.remaining() > 0 {
+            self.traffic.ended.store(true, Ordering::Release);
         }
         if read.is_pending() {
             self.traffic.reader.register(cx.waker());

@@ -109,7 +109,15 @@ pub(super) async fn send(
         data,
         input,
     };
-    let (head, headers) = match poll_fn(|cx| talk.poll_head(cx, &asked, asking.interim)).await {
+    let held = Arc::clone(&asking.held);
+    let head = poll_fn(|cx| {
+        let head = talk.poll_head(cx, &asked, asking.interim);
+        if talk.has_uploaded() {
+            held.awaits();
+        }
+        head
+    });
+    let (head, headers) = match head.await {
         Ok(head) => head,
         Err(error) => {
             let used = talk.link.used && !talk.heard;

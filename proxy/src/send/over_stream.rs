@@ -21,7 +21,7 @@ use crate::fault::Hop;
 use crate::http1::convert;
 use crate::http1::response::{MOST_INTERIM_HTTP2, TOO_MANY_INTERIM};
 use crate::live::body::RequestBody;
-use crate::pool::{Place, Pool, Stream, into_io, is_unprocessed};
+use crate::pool::{Place, Stream, into_io, is_unprocessed};
 use crate::serve::Interim;
 use crate::upstream::Verdict;
 
@@ -56,7 +56,10 @@ pub(super) async fn send(
         }
     };
     let (used, place) = (stream.used, Arc::new(stream.into_place()));
-    let upload = (!bodiless).then(|| upload(&pool, body, sender, &place));
+    if bodiless {
+        asking.held.awaits();
+    }
+    let upload = (!bodiless).then(|| upload(&asking.held, body, sender, &place));
     inform(&mut response, asking.interim).await.map_err(|why| Unanswered { error: why, unsent: false, again: None })?;
     let response = match response.await {
         Ok(response) => response,
@@ -135,14 +138,14 @@ impl Drop for FromStream {
 }
 
 /// Sends a request body in a task of its own, for who reads the response may wait with it, and the request must not.
-fn upload(pool: &Arc<Pool>, body: RequestBody, sender: SendStream<Bytes>, place: &Arc<Place>) -> Upload {
+fn upload(held: &Held, body: RequestBody, sender: SendStream<Bytes>, place: &Arc<Place>) -> Upload {
     let (upload, response) = oneshot::channel();
-    let place = Arc::clone(place);
-    let idle = pool.listener().limits.times.unattended();
-    pool.lifecycle().spawn(async move {
+    let (place, held) = (Arc::clone(place), Arc::clone(held));
+    let idle = held.pool().listener().limits.times.unattended();
+    Arc::clone(held.pool()).lifecycle().spawn(async move {
         let mut sending = pin!(send_body(body, sender));
         tokio::select! {
-            () = &mut sending => {}
+            () = &mut sending => held.awaits(),
             // Nobody looks after a request any more whose connection has gone.
             ended = response => if let Ok(GoOn) = ended { drop(timeout(idle, sending).await) },
         }

@@ -82,6 +82,11 @@ impl Attempts {
     }
 
     /// Whether the request may go over yet another connection to the same endpoint.
+    pub(crate) fn may_replay(&self) -> bool {
+        self.replays < MOST_REPLAYS
+    }
+
+    /// Counts that it does. False if it may not.
     pub(super) fn replay(&mut self) -> bool {
         self.replays += 1;
         self.replays <= MOST_REPLAYS

@@ -20,19 +20,25 @@ pub(super) fn pick<'a>(
     now: Instant,
 ) -> Option<&'a Arc<Member>> {
     let untried = |member: &&Arc<Member>| !attempts.has_tried(&member.endpoint);
-    // One that was ejected for its answers is due for a request that decides.
-    if let Some(due) = members.iter().filter(untried).find(|member| member.endpoint.health.may_be_probed(now)) {
+    // Who asks to be left alone is not gone.
+    let is_in = |member: &&Arc<Member>| member.endpoint.health.is_in();
+    let priority = members.iter().filter(untried).filter(is_in).map(|member| member.priority).min();
+    // One that was ejected for its answers is due for a request that decides, if it were any better than what is there.
+    let wanted = |member: &&Arc<Member>| priority.is_none_or(|priority| member.priority <= priority);
+    let mut due = members.iter().filter(untried).filter(wanted);
+    if let Some(due) = due.find(|member| member.endpoint.health.may_be_probed(now)) {
         return Some(due);
     }
-    let is_in = |member: &&Arc<Member>| member.endpoint.is_in(now);
-    let priority = members.iter().filter(untried).filter(is_in).map(|member| member.priority).min();
-    if let Some(priority) = priority {
-        let fit = |member: &&Arc<Member>| member.priority == priority && untried(member) && is_in(member);
+    let Some(priority) = priority else { return choose(members, |m| untried(m), balance, next, now) };
+    let fit = |member: &&Arc<Member>| member.priority == priority && untried(member) && is_in(member);
+    let held = |member: &&Arc<Member>| member.endpoint.is_held(now);
+    let (all, alone) =
+        members.iter().filter(fit).fold((0, 0), |(all, alone), member| (all + 1, alone + usize::from(held(&member))));
+    // Where more than half of them want to be left alone, that is no reason to go to the others: they would be next.
+    if alone == 0 || 2 * alone > all {
         return choose(members, fit, balance, next, now);
     }
-    // Those that only asked to be left alone answer at least.
-    let held = |member: &&Arc<Member>| untried(member) && member.endpoint.health.is_in();
-    choose(members, held, balance, next, now).or_else(|| choose(members, |m| untried(m), balance, next, now))
+    choose(members, |member| fit(member) && !held(member), balance, next, now)
 }
 
 fn choose<'a>(
@@ -52,10 +58,10 @@ fn choose<'a>(
         Balance::LeastConnections => {
             let (count, start) = (members.len(), usize::from(rand::random::<u16>()));
             let from = members.iter().cycle().skip(start % count.max(1)).take(count).filter(&fit);
-            from.min_by(|a, b| weighed(a, now, per_connection).total_cmp(&weighed(b, now, per_connection)))
+            from.min_by(|a, b| weighed(a, now, Endpoint::load).total_cmp(&weighed(b, now, Endpoint::load)))
         }
         Balance::PeakEwma => two(members, &fit, |member| weighed(member, now, Endpoint::cost)),
-        Balance::LeastRequest => two(members, &fit, |member| weighed(member, now, per_connection)),
+        Balance::LeastRequest => two(members, &fit, |member| weighed(member, now, Endpoint::load)),
     }
 }
 
@@ -80,10 +86,6 @@ fn two<'a>(
             Some(if cost(second) < cost(first) { second } else { first })
         }
     }
-}
-
-fn per_connection(endpoint: &Endpoint, _: Instant) -> f64 {
-    (endpoint.in_flight() + 1) as f64
 }
 
 fn weighed(member: &Member, now: Instant, cost: impl Fn(&Endpoint, Instant) -> f64) -> f64 {

@@ -3,7 +3,7 @@
 //! The question is a request like any other to the other side: its policy has to allow it to this caller.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, TE};
@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::health::Reason;
-use super::{Member, Upstream};
+use super::{Member, Upstream, Verdict};
 use crate::buffer::Buffer;
 use crate::config::{Ask, Check};
 use crate::guard::HeadLimits;
@@ -35,7 +35,7 @@ impl Upstream {
         self.parts.lifecycle.spawn(async move {
             let mut clock = interval(check.interval);
             clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut records: Vec<(Arc<Member>, Record)> = Vec::new();
+            let mut records: Vec<(Weak<Member>, Record)> = Vec::new();
             loop {
                 tokio::select! {
                     _ = clock.tick() => {}
@@ -43,28 +43,32 @@ impl Upstream {
                 }
                 let Some(upstream) = upstream.upgrade() else { return };
                 let members = upstream.members.borrow().all.clone();
-                records.retain(|(member, _)| members.iter().any(|other| Arc::ptr_eq(member, other)));
-                for member in members.iter() {
-                    if !records.iter().any(|(other, _)| Arc::ptr_eq(member, other)) {
-                        records.push((Arc::clone(member), Record::default()));
-                    }
-                }
-                let asked = records.iter().map(|(member, _)| ask(member, &check));
+                // Not held on to between two questions: a listener that is gone would keep its connections.
+                let mut before = std::mem::take(&mut records);
+                let mut record_of = |member: &Arc<Member>| {
+                    let same = before.iter().position(|(other, _)| other.as_ptr() == Arc::as_ptr(member));
+                    same.map_or_else(Record::default, |same| before.swap_remove(same).1)
+                };
+                let asked = members.iter().map(|member| ask(member, &check));
                 let answers = tokio::select! {
                     answers = futures::future::join_all(asked) => answers,
                     () = lifecycle.stopping() => return,
                 };
-                for ((member, record), answer) in records.iter_mut().zip(answers) {
-                    upstream.take_note(member, record, answer, &check);
+                for (member, answer) in members.iter().zip(answers) {
+                    let mut record = record_of(member);
+                    upstream.take_note(member, &mut record, answer, &check);
+                    records.push((Arc::downgrade(member), record));
                 }
             }
         });
     }
 
-    fn take_note(&self, member: &Member, record: &mut Record, answer: Result<(), String>, check: &Check) {
+    fn take_note(&self, member: &Member, record: &mut Record, answer: Result<Does, String>, check: &Check) {
         self.group.metrics.checked(answer.is_ok());
         match answer {
-            Ok(()) => {
+            // That it has too much to do says nothing of how it is.
+            Ok(Does::Much) => {}
+            Ok(Does::Well) => {
                 (record.good, record.bad) = (record.good.saturating_add(1), 0);
                 // What was ejected for its answers to requests comes back by those.
                 let by_this = matches!(member.endpoint.health.reason(), Some(Reason::Check | Reason::Unreachable));
@@ -82,27 +86,35 @@ impl Upstream {
     }
 }
 
-async fn ask(member: &Member, check: &Check) -> Result<(), String> {
+/// How an endpoint does that answers.
+#[derive(Debug, PartialEq, Eq)]
+enum Does {
+    Well,
+    /// It has too much to do to say.
+    Much,
+}
+
+async fn ask(member: &Member, check: &Check) -> Result<Does, String> {
     let pool = member.pools.apart();
     let asked = async {
         if check.ask == Ask::Connect {
-            return pool.reach().await.map_err(|fault| fault.to_string());
+            return pool.reach().await.map(|()| Does::Well).map_err(|fault| fault.to_string());
         }
         match (pool.way().await.map_err(|fault| fault.to_string())?, &check.ask) {
             (Way::Link(link), Ask::Http(path)) => over_link(pool, link, path).await.map_err(|error| error.to_string()),
             (Way::Stream(stream), Ask::Http(path)) => {
                 let request = request(Method::GET, path, &[]).ok_or("the path cannot be asked for")?;
-                over_stream(stream, request, None).await.map(drop)
+                over_stream(stream, request, None).await.map(|(does, _)| does)
             }
             (Way::Stream(stream), Ask::Grpc(service)) => grpc(stream, service).await,
             (Way::Link(_), Ask::Grpc(_)) => Err("it does not speak HTTP/2".to_owned()),
-            (_, Ask::Connect) => Ok(()),
+            (_, Ask::Connect) => Ok(Does::Well),
         }
     };
     timeout(check.timeout, asked).await.unwrap_or_else(|_| Err("it does not answer in time".to_owned()))
 }
 
-async fn over_link(pool: &Arc<Pool>, mut link: Link, path: &str) -> io::Result<()> {
+async fn over_link(pool: &Arc<Pool>, mut link: Link, path: &str) -> io::Result<Does> {
     let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nuser-agent: {AGENT}\r\n\r\n");
     link.io.unfinished = true;
     link.io.write_all(head.as_bytes()).await?;
@@ -123,7 +135,7 @@ async fn over_link(pool: &Arc<Pool>, mut link: Link, path: &str) -> io::Result<(
                 link.patience = head.patience;
                 pool.give_back(link);
             }
-            return good(head.status).map_err(io::Error::other);
+            return does(&head.verdict).map_err(io::Error::other);
         }
         if std::future::poll_fn(|cx| input.poll_fill(&mut link.io, cx)).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -132,14 +144,14 @@ async fn over_link(pool: &Arc<Pool>, mut link: Link, path: &str) -> io::Result<(
 }
 
 /// Sends a request and gives back the body of its answer, as far as anybody needs it.
-async fn over_stream(stream: Stream, request: Request<()>, body: Option<Bytes>) -> Result<Bytes, String> {
+async fn over_stream(stream: Stream, request: Request<()>, body: Option<Bytes>) -> Result<(Does, Bytes), String> {
     let mut sender = stream.sender.clone();
     let (response, mut upload) = sender.send_request(request, body.is_none()).map_err(|error| error.to_string())?;
     if let Some(body) = body {
         upload.send_data(body, true).map_err(|error| error.to_string())?;
     }
     let response = response.await.map_err(|error| error.to_string())?;
-    good(response.status())?;
+    let does = does(&Verdict::of(response.status(), response.headers()))?;
     let status = |headers: &http::HeaderMap| headers.get("grpc-status").cloned();
     let mut grpc = status(response.headers());
     let mut body = response.into_body();
@@ -156,13 +168,15 @@ async fn over_stream(stream: Stream, request: Request<()>, body: Option<Bytes>) 
     }
     drop(stream);
     match grpc {
-        Some(status) if status != "0" => Err(format!("its gRPC status is {}", status.to_str().unwrap_or("malformed"))),
-        _ => Ok(text.freeze()),
+        Some(status) if status != "0" && does == Does::Well => {
+            Err(format!("its gRPC status is {}", status.to_str().unwrap_or("malformed")))
+        }
+        _ => Ok((does, text.freeze())),
     }
 }
 
 /// Asks by the gRPC Health Checking Protocol (`grpc.health.v1.Health/Check`).
-async fn grpc(stream: Stream, service: &str) -> Result<(), String> {
+async fn grpc(stream: Stream, service: &str) -> Result<Does, String> {
     let headers = [(CONTENT_TYPE, "application/grpc"), (TE, "trailers")];
     let request = request(Method::POST, "/grpc.health.v1.Health/Check", &headers);
     let request = request.ok_or("it cannot be asked for")?;
@@ -171,9 +185,12 @@ async fn grpc(stream: Stream, service: &str) -> Result<(), String> {
     message.put_u8(0);
     message.put_u32(u32::try_from(question.len()).unwrap_or(u32::MAX));
     message.put_slice(&question);
-    let answer = over_stream(stream, request, Some(message.freeze())).await?;
+    let (does, answer) = over_stream(stream, request, Some(message.freeze())).await?;
+    if does == Does::Much {
+        return Ok(does);
+    }
     let answer = answer.get(5..).and_then(|answer| Answer::decode(answer).ok()).ok_or("its answer is malformed")?;
-    if answer.status == SERVING { Ok(()) } else { Err(format!("it says {}", answer.status)) }
+    if answer.status == SERVING { Ok(Does::Well) } else { Err(format!("it says {}", answer.status)) }
 }
 
 fn request(method: Method, path: &str, headers: &[(http::HeaderName, &'static str)]) -> Option<Request<()>> {
@@ -187,8 +204,12 @@ fn request(method: Method, path: &str, headers: &[(http::HeaderName, &'static st
     Some(request)
 }
 
-fn good(status: StatusCode) -> Result<(), String> {
-    if status.is_success() { Ok(()) } else { Err(format!("it answers {status}")) }
+fn does(verdict: &Verdict) -> Result<Does, String> {
+    match verdict.status {
+        _ if verdict.is_busy() => Ok(Does::Much),
+        status if status.is_success() => Ok(Does::Well),
+        status => Err(format!("it answers {status}")),
+    }
 }
 
 /// `grpc.health.v1.HealthCheckRequest`.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
@@ -22,6 +22,9 @@ pub(crate) struct Group {
     pub(super) born: Instant,
     /// How many there are. Where there is one, nothing is noted of it: there is no choice.
     pub(super) members: AtomicUsize,
+    /// How many of them are out for what they answered, and how many because they cannot be reached or are not well.
+    pub(super) failing: AtomicUsize,
+    pub(super) absent: AtomicUsize,
 }
 
 /// One endpoint.
@@ -31,7 +34,15 @@ pub(crate) struct Endpoint {
     pub(super) group: Arc<Group>,
     /// Requests under way, or connections where no requests are known.
     in_flight: AtomicUsize,
+    /// How many of them were sent whole and are not answered, and since when nothing was, in microseconds since the group
+    /// was born.
+    unanswered: AtomicUsize,
+    silent_since: AtomicU64,
     latency: Latency,
+    /// Answers in a row that were none that anybody wants, and when the last of them came, in microseconds since the group
+    /// was born.
+    strikes: AtomicU32,
+    struck_at: AtomicU64,
     pub(super) health: Health,
     /// Until when it has asked not to be asked, in milliseconds since the group was born.
     held_until: AtomicU64,
@@ -47,6 +58,10 @@ impl Endpoint {
             address,
             group: Arc::clone(group),
             in_flight: AtomicUsize::new(0),
+            unanswered: AtomicUsize::new(0),
+            silent_since: AtomicU64::new(0),
+            strikes: AtomicU32::new(0),
+            struck_at: AtomicU64::new(0),
             latency: Latency::new(Instant::now()),
             health: Health::default(),
             held_until: AtomicU64::new(0),
@@ -70,9 +85,53 @@ impl Endpoint {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// What one more request would have to expect, relative to the same of other endpoints.
+    /// Counts a request that was sent whole, unless nothing is noted here.
+    pub(crate) fn awaits(&self) -> bool {
+        if self.is_alone() {
+            return false;
+        }
+        if self.unanswered.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.is_heard();
+        }
+        true
+    }
+
+    /// Counts its answer, or that nobody waits for it.
+    pub(crate) fn awaits_no_more(&self) {
+        self.unanswered.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn is_heard(&self) {
+        self.silent_since.store(self.age(Instant::now()), Ordering::Relaxed);
+    }
+
+    /// For how long requests wait here of which none was answered, in seconds.
+    fn silence(&self, now: Instant) -> f64 {
+        if self.unanswered.load(Ordering::Relaxed) == 0 {
+            return 0.0;
+        }
+        let silent = self.age(now).saturating_sub(self.silent_since.load(Ordering::Relaxed));
+        Duration::from_micros(silent).as_secs_f64()
+    }
+
+    /// What one more request would have to expect, relative to the same of other endpoints: the latency, or the silence if
+    /// that is longer, for each of those under way.
     pub(super) fn cost(&self, now: Instant) -> f64 {
-        self.latency.at(now) * (self.in_flight() + 1) as f64
+        self.latency.at(now).max(self.silence(now)) * self.load(now)
+    }
+
+    /// As [`Endpoint::cost`], where latency does not count.
+    pub(super) fn load(&self, now: Instant) -> f64 {
+        let under_way = (self.in_flight() + 1) as f64;
+        match self.strikes.load(Ordering::Relaxed) {
+            0 => under_way,
+            strikes => {
+                let since = self.age(now).saturating_sub(self.struck_at.load(Ordering::Relaxed));
+                let forgotten = since / u64::try_from(FORGET.as_micros()).unwrap_or(u64::MAX);
+                let counted = strikes.min(MOST_STRIKES).saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX));
+                under_way * f64::from(1 << counted)
+            }
+        }
     }
 
     /// What a request is expected to take, in seconds; `None` where there is no other endpoint and so nothing is noted.
@@ -97,45 +156,81 @@ impl Endpoint {
             return;
         }
         let now = Instant::now();
+        self.silent_since.store(self.age(now), Ordering::Relaxed);
         if verdict.is_busy() {
-            // How quickly it says so is not noted: that must not attract more.
-            let hold = verdict.retry_after.map_or(HOLD, |asked| asked.min(LONGEST_HOLD));
-            let until = self.since_birth(now) + u64::try_from(hold.as_millis()).unwrap_or(0);
-            self.held_until.fetch_max(until, Ordering::Relaxed);
+            let refusals = self.strike(waited, now);
+            // One that was held and has done nothing since needs to say it once.
+            if verdict.is_of_endpoint() || refusals >= REFUSALS || self.held_until.load(Ordering::Relaxed) != 0 {
+                self.hold(verdict.retry_after.map_or(HOLD, |asked| asked.min(LONGEST_HOLD)), now);
+            }
             self.group.metrics.held();
-            return;
+        } else if verdict.is_failure() {
+            self.strike(waited, now);
+            self.failed(now);
+        } else {
+            self.works(waited, now);
+        }
+    }
+
+    /// Notes that it serves a connection of which nothing is known but its bytes.
+    pub(crate) fn spoke(&self) {
+        if !self.is_alone() {
+            self.works(None, Instant::now());
+        }
+    }
+
+    /// Notes that it does what it is asked.
+    fn works(&self, waited: Option<Duration>, now: Instant) {
+        if self.strikes.load(Ordering::Relaxed) != 0 {
+            self.strikes.store(0, Ordering::Relaxed);
+        }
+        let held = self.held_until.load(Ordering::Relaxed);
+        if held != 0 && held <= self.since_birth(now) {
+            self.held_until.store(0, Ordering::Relaxed);
         }
         if let Some(waited) = waited {
             self.latency.note(waited, now);
         }
-        if verdict.is_failure() {
-            self.failed(now);
-        } else if self.health.succeeded(now) {
-            self.is_back("a request was answered");
+        if let Some(reason) = self.health.succeeded(now) {
+            self.is_back(reason, "a request was answered");
         }
+    }
+
+    /// Notes an answer that nobody wants. How quickly it came is not noted: that must not attract more.
+    fn strike(&self, waited: Option<Duration>, now: Instant) -> u32 {
+        self.latency.at_least(waited.unwrap_or_default(), now);
+        self.struck_at.store(self.age(now), Ordering::Relaxed);
+        self.strikes.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
+    fn hold(&self, time: Duration, now: Instant) {
+        let until = self.since_birth(now) + u64::try_from(time.as_millis()).unwrap_or(0);
+        self.held_until.fetch_max(until, Ordering::Relaxed);
+        // Then it is asked again.
+        self.strikes.store(0, Ordering::Relaxed);
     }
 
     /// Notes that a request broke before it was answered.
     pub(crate) fn broke(&self, waited: Option<Duration>) {
         if !self.is_alone() {
-            self.gave_up(waited);
-            self.failed(Instant::now());
+            let now = Instant::now();
+            self.strike(waited, now);
+            self.failed(now);
         }
     }
 
     /// Notes that nobody waits for an answer any more: it would have taken at least so long.
     pub(crate) fn gave_up(&self, waited: Option<Duration>) {
-        let now = Instant::now();
-        if let Some(waited) = waited.filter(|waited| !self.is_alone() && waited.as_secs_f64() > self.latency.at(now)) {
-            self.latency.note(waited, now);
+        if let Some(waited) = waited.filter(|_| !self.is_alone()) {
+            self.latency.at_least(waited, Instant::now());
         }
     }
 
     /// Notes that it is none of the upstream's any more.
     pub(super) fn removed(&self) {
         self.removed.store(true, Ordering::Release);
-        if self.health.comes_back(Instant::now()) {
-            self.group.metrics.back();
+        if let Some(reason) = self.health.comes_back(Instant::now()) {
+            self.group.back(reason);
         }
     }
 
@@ -162,8 +257,8 @@ impl Endpoint {
 
     /// Takes it in again.
     pub(super) fn comes_back(&self, why: &str) {
-        if self.health.comes_back(Instant::now()) {
-            self.is_back(why);
+        if let Some(reason) = self.health.comes_back(Instant::now()) {
+            self.is_back(reason, why);
         }
     }
 
@@ -176,10 +271,7 @@ impl Endpoint {
         if self.is_removed() {
             return;
         }
-        // What answers badly is better than nothing: half of them stay, whatever they answer.
-        let half = self.group.members.load(Ordering::Relaxed) / 2;
-        let may_eject = self.group.metrics.out() < half;
-        match self.health.failed(&self.group.rule, now, may_eject) {
+        match self.health.failed(&self.group.rule, now, self.group.may_eject()) {
             Some(Ejected::Now) => self.is_out(Reason::Failures, "it failed several times in a row"),
             Some(Ejected::Still) => {
                 tracing::debug!(listener = %self.group.listener, endpoint = %self.name(), "fails still")
@@ -189,13 +281,13 @@ impl Endpoint {
     }
 
     fn is_out(&self, reason: Reason, why: &str) {
-        self.group.metrics.ejected(reason.as_str());
+        self.group.out(reason);
         tracing::warn!(listener = %self.group.listener, endpoint = %self.name(), reason = reason.as_str(),
             "takes no requests for now: {why}");
     }
 
-    fn is_back(&self, why: &str) {
-        self.group.metrics.back();
+    fn is_back(&self, reason: Reason, why: &str) {
+        self.group.back(reason);
         tracing::info!(listener = %self.group.listener, endpoint = %self.name(), "takes requests again: {why}");
     }
 
@@ -206,13 +298,41 @@ impl Endpoint {
     fn since_birth(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.group.born).as_millis()).unwrap_or(u64::MAX)
     }
+
+    /// As [`Endpoint::since_birth`], in microseconds.
+    fn age(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.group.born).as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Group {
+    /// Whether one more may be taken out for its answers. What answers badly is better than nothing: of those that can be
+    /// reached half stay, whatever they answer.
+    pub(super) fn may_eject(&self) -> bool {
+        let there = self.members.load(Ordering::Relaxed).saturating_sub(self.absent.load(Ordering::Relaxed));
+        self.failing.load(Ordering::Relaxed) < there / 2
+    }
+
+    fn out(&self, reason: Reason) {
+        self.of(reason).fetch_add(1, Ordering::Relaxed);
+        self.metrics.ejected(reason.as_str());
+    }
+
+    fn back(&self, reason: Reason) {
+        self.of(reason).fetch_sub(1, Ordering::Relaxed);
+        self.metrics.back();
+    }
+
+    fn of(&self, reason: Reason) -> &AtomicUsize {
+        if reason.is_of_answers() { &self.failing } else { &self.absent }
+    }
 }
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
         // It was removed while it was out.
-        if self.health.reason().is_some() {
-            self.group.metrics.back();
+        if let Some(reason) = self.health.reason() {
+            self.group.back(reason);
         }
     }
 }
@@ -223,12 +343,27 @@ const HOLD: Duration = Duration::from_secs(1);
 /// How long it is left alone at most.
 const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
+/// From how many refusals in a row on an endpoint is left alone that may have refused one caller and no other.
+const REFUSALS: u32 = 3;
+
+/// How much answers that nobody wants may make of the cost of an endpoint, as a power of two.
+const MOST_STRIKES: u32 = 10;
+
+/// How soon each of them is forgotten where none follows, or nobody would ever find out that it does better.
+const FORGET: Duration = Duration::from_secs(1);
+
 impl Verdict {
     /// Whether it has too much to do, or says when to come again.
-    fn is_busy(&self) -> bool {
+    pub(super) fn is_busy(&self) -> bool {
+        let says_when = self.status == StatusCode::SERVICE_UNAVAILABLE || self.grpc == Some(UNAVAILABLE);
         self.status == StatusCode::TOO_MANY_REQUESTS
             || self.grpc == Some(RESOURCE_EXHAUSTED)
-            || (self.status == StatusCode::SERVICE_UNAVAILABLE && self.retry_after.is_some())
+            || (says_when && self.retry_after.is_some())
+    }
+
+    /// Whether what it says of being busy is said of the endpoint, and not perhaps of one of the callers that it knows.
+    fn is_of_endpoint(&self) -> bool {
+        self.of_sidecar || self.status == StatusCode::SERVICE_UNAVAILABLE || self.grpc == Some(UNAVAILABLE)
     }
 
     /// Whether the endpoint did not do what others might have done.
@@ -241,3 +376,86 @@ impl Verdict {
 /// gRPC status codes.
 const RESOURCE_EXHAUSTED: u8 = 8;
 const UNAVAILABLE: u8 = 14;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listener::Direction;
+
+    fn group() -> Arc<Group> {
+        let listener: Arc<str> = "endpoint-tests".into();
+        Arc::new(Group {
+            metrics: UpstreamMetrics::new(Direction::Outbound, &listener),
+            listener,
+            rule: Ejection::default(),
+            born: Instant::now(),
+            members: AtomicUsize::new(3),
+            failing: AtomicUsize::new(0),
+            absent: AtomicUsize::new(0),
+        })
+    }
+
+    #[test]
+    fn one_that_hangs_costs_the_more_the_longer_nothing_is_answered() {
+        let endpoint = Endpoint::new(None, &group());
+        let soon = Instant::now() + Duration::from_millis(1);
+        assert!(endpoint.cost(soon) < 0.1);
+        endpoint.enter();
+        assert!(endpoint.awaits());
+        let late = Instant::now() + Duration::from_secs(60);
+        assert!(endpoint.cost(late) > 100.0, "one waits, and one more would: for a minute each");
+        endpoint.awaits_no_more();
+        endpoint.leave();
+        assert!(endpoint.cost(late) < 0.1);
+    }
+
+    #[test]
+    fn each_bad_answer_doubles_what_a_request_costs_until_it_is_forgotten_or_a_good_one_comes() {
+        let endpoint = Endpoint::new(None, &group());
+        let (ok, bad) = [StatusCode::OK, StatusCode::TOO_MANY_REQUESTS]
+            .map(|status| Verdict::of(status, &http::HeaderMap::new()))
+            .into();
+        endpoint.answered(&bad, None);
+        endpoint.answered(&bad, None);
+        let now = Instant::now();
+        let load = |seconds: u64| endpoint.load(now + Duration::from_millis(1000 * seconds + 100)) as u32;
+        assert_eq!([0, 1, 2, 60].map(load), [4, 2, 1, 1]);
+        endpoint.answered(&ok, None);
+        assert_eq!(load(0), 1);
+    }
+
+    #[test]
+    fn of_those_that_can_be_reached_half_stay_whatever_they_answer() {
+        let group = group();
+        let [gone, bad, worse] = [(); 3].map(|()| Endpoint::new(None, &group));
+        gone.eject(Reason::Unreachable, "it is not there");
+        let unavailable = Verdict::of(StatusCode::SERVICE_UNAVAILABLE, &http::HeaderMap::new());
+        for endpoint in [&bad, &worse] {
+            for _ in 0..20 {
+                endpoint.answered(&unavailable, None);
+            }
+        }
+        assert_eq!((bad.health.is_in(), worse.health.is_in()), (false, true));
+        gone.comes_back("it is there");
+        for _ in 0..20 {
+            worse.answered(&unavailable, None);
+        }
+        assert!(worse.health.is_in(), "one of three is half of them, rounded down");
+    }
+
+    #[test]
+    fn too_much_to_do_is_no_failure_in_grpc_either() {
+        let headers = |status: &str, pushback: &str| {
+            http::HeaderMap::from_iter([
+                (http::header::CONTENT_TYPE, "application/grpc".parse().unwrap()),
+                (http::HeaderName::from_static("grpc-status"), status.parse().unwrap()),
+                (crate::fault::PUSHBACK, pushback.parse().unwrap()),
+            ])
+        };
+        let busy = Verdict::of(StatusCode::OK, &headers("14", "250"));
+        assert!(busy.is_busy() && busy.is_of_endpoint());
+        assert_eq!(busy.retry_after, Some(Duration::from_millis(250)));
+        let gone = Verdict::of(StatusCode::OK, &headers("14", "-1"));
+        assert!(!gone.is_busy() && gone.is_failure());
+    }
+}

@@ -83,7 +83,7 @@ impl Upstream {
         let Some(behind) = self.group.rule.behind else { return };
         let answers: Vec<(u32, u32)> = members.iter().map(|member| member.endpoint.health.answers()).collect();
         for index in outliers(&answers, behind) {
-            if self.group.metrics.out() >= members.len() / 2 {
+            if !self.group.may_eject() {
                 return;
             }
             if let (Some(member), Some((good, bad))) = (members.get(index), answers.get(index)) {

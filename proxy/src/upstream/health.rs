@@ -62,6 +62,11 @@ const OUT: u8 = 1;
 const PROBED: u8 = 2;
 
 impl Reason {
+    /// Whether it was reached and answered, but badly.
+    pub(super) fn is_of_answers(self) -> bool {
+        matches!(self, Self::Failures | Self::SuccessRate)
+    }
+
     /// Its name in metrics and logs.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -85,7 +90,7 @@ impl Health {
             return false;
         }
         let mut ejected = self.ejection();
-        let by_request = matches!(ejected.reason, Some(Reason::Failures | Reason::SuccessRate));
+        let by_request = ejected.reason.is_some_and(Reason::is_of_answers);
         if !by_request || ejected.until.is_none_or(|until| now < until) {
             return false;
         }
@@ -95,14 +100,14 @@ impl Health {
         true
     }
 
-    /// Notes a success. True if it is in again by that.
-    pub(super) fn succeeded(&self, now: Instant) -> bool {
+    /// Notes a success. If it is in again by that, why it was out.
+    pub(super) fn succeeded(&self, now: Instant) -> Option<Reason> {
         self.good.fetch_add(1, Ordering::Relaxed);
         if self.failures.load(Ordering::Relaxed) != 0 {
             self.failures.store(0, Ordering::Relaxed);
         }
         // What was sent before it was ejected proves nothing.
-        self.standing.load(Ordering::Relaxed) == PROBED && self.comes_back(now)
+        if self.standing.load(Ordering::Relaxed) == PROBED { self.comes_back(now) } else { None }
     }
 
     /// Notes a failure. `Some` if it is out for it; it is not ejected if `may_eject` says that too many are out.
@@ -127,23 +132,23 @@ impl Health {
         }
         let backoff = rule.backoff.saturating_mul(1 << ejected.times.min(20)).min(rule.longest);
         ejected.times += 1;
-        ejected.reason = Some(reason);
+        if was_in {
+            ejected.reason = Some(reason);
+        }
         ejected.until = Some(now + backoff);
         self.failures.store(0, Ordering::Relaxed);
         self.standing.store(OUT, Ordering::Relaxed);
         was_in
     }
 
-    /// Takes it in again. False if it was in.
-    pub(super) fn comes_back(&self, now: Instant) -> bool {
+    /// Takes it in again. Why it was out, if it was.
+    pub(super) fn comes_back(&self, now: Instant) -> Option<Reason> {
         let mut ejected = self.ejection();
-        if ejected.reason.take().is_none() {
-            return false;
-        }
+        let reason = ejected.reason.take()?;
         (ejected.until, ejected.back) = (None, Some(now));
         self.failures.store(0, Ordering::Relaxed);
         self.standing.store(IN, Ordering::Relaxed);
-        true
+        Some(reason)
     }
 
     /// Why it is out, if it is.
@@ -204,7 +209,7 @@ mod tests {
         assert!(health.failed(&RULE, now, false).is_none(), "too many are out already");
         assert_eq!(health.failed(&RULE, now, true), Some(Ejected::Now));
         assert!(!health.is_in());
-        assert!(!health.succeeded(now) && !health.is_in(), "it was sent before");
+        assert!(health.succeeded(now).is_none() && !health.is_in(), "it was sent before");
     }
 
     #[test]
@@ -220,7 +225,7 @@ mod tests {
         }
         now += 4 * SECOND;
         assert!(health.may_be_probed(now));
-        assert!(health.succeeded(now) && health.is_in());
+        assert!(health.succeeded(now).is_some() && health.is_in());
         // It was not in for long.
         assert!(health.eject(Reason::Failures, &RULE, now + SECOND));
         assert!(!health.may_be_probed(now + 4 * SECOND) && health.may_be_probed(now + 5 * SECOND));
@@ -244,7 +249,7 @@ mod tests {
         let (health, now) = (Health::default(), Instant::now());
         health.eject(Reason::Unreachable, &RULE, now);
         assert!(!health.may_be_probed(now + 100 * SECOND));
-        assert!(health.comes_back(now) && !health.comes_back(now));
+        assert_eq!((health.comes_back(now), health.comes_back(now)), (Some(Reason::Unreachable), None));
     }
 
     #[test]

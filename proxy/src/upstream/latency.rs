@@ -30,6 +30,12 @@ impl Latency {
         self.average.store(average.to_bits(), Ordering::Relaxed);
     }
 
+    /// Notes that a request would have taken at least `took`. What was known is not forgotten meanwhile: it was asked.
+    pub(super) fn at_least(&self, took: Duration, now: Instant) {
+        let known = Duration::from_secs_f64(f64::from_bits(self.average.load(Ordering::Relaxed)));
+        self.note(took.max(known), now);
+    }
+
     /// What a request is expected to take, in seconds. What nobody has asked for long is expected to have become better:
     /// or an endpoint that was slow once would never be asked again.
     pub(super) fn at(&self, now: Instant) -> f64 {
@@ -68,6 +74,19 @@ mod tests {
         }
         let late = latency.at(start + 30_102 * MS);
         assert!((0.009..0.06).contains(&late), "{late}");
+    }
+
+    #[test]
+    fn an_answer_that_nobody_wants_makes_it_no_quicker_and_keeps_what_is_known() {
+        let start = Instant::now();
+        let latency = Latency::new(start);
+        latency.note(200 * MS, start + MS);
+        for second in 1..100 {
+            latency.at_least(MS, start + second * 1000 * MS);
+        }
+        assert!((latency.at(start + 99_000 * MS) - 0.2).abs() < 0.001);
+        latency.at_least(500 * MS, start + 99_000 * MS);
+        assert!((latency.at(start + 99_000 * MS) - 0.5).abs() < 0.001);
     }
 
     #[test]

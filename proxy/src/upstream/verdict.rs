@@ -5,13 +5,14 @@ use std::time::Duration;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode};
 
-use crate::fault::{FAULT, RETRY, is_grpc};
+use crate::fault::{FAULT, PUSHBACK, RETRY, is_grpc};
 
 /// What an answer says of its endpoint.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Verdict {
     pub(crate) status: StatusCode,
-    /// When it may be asked again, if it says so in seconds (RFC 9110, section 10.2.3).
+    /// When it may be asked again, if it says so in seconds (RFC 9110, section 10.2.3), or to gRPC in milliseconds
+    /// (`grpc-retry-pushback-ms`, gRFC A6).
     pub(crate) retry_after: Option<Duration>,
     /// The status of gRPC, if it stands in the head.
     pub(crate) grpc: Option<u8>,
@@ -19,6 +20,8 @@ pub(crate) struct Verdict {
     pub(crate) undone: bool,
     /// Whether that proxy says that the endpoint broke off, and not the endpoint something else.
     pub(crate) broke: bool,
+    /// Whether that proxy says so itself.
+    pub(crate) of_sidecar: bool,
 }
 
 impl Verdict {
@@ -26,7 +29,7 @@ impl Verdict {
     pub(crate) fn of(status: StatusCode, headers: &HeaderMap) -> Self {
         // Most answers have nothing to say but their status.
         if status.as_u16() < 400 && !is_grpc(headers) {
-            return Self { status, retry_after: None, grpc: None, undone: false, broke: false };
+            return Self::plain(status);
         }
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         Self::new(status, text)
@@ -35,7 +38,7 @@ impl Verdict {
     /// Of an answer of HTTP/1.1 whose headers were not taken apart; gRPC does not go over it.
     pub(crate) fn of_lines(status: StatusCode, headers: &[httparse::Header<'_>]) -> Self {
         if status.as_u16() < 400 {
-            return Self { status, retry_after: None, grpc: None, undone: false, broke: false };
+            return Self::plain(status);
         }
         let text = |name: &str| {
             let header = headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
@@ -45,15 +48,23 @@ impl Verdict {
     }
 
     fn new<'a>(status: StatusCode, text: impl Fn(&str) -> Option<&'a str>) -> Self {
-        let seconds = text(RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok());
+        let number = |name: &str| text(name).and_then(|text| text.trim().parse().ok());
         let grpc = if status == StatusCode::OK { text("grpc-status") } else { None };
+        let pushback = if grpc.is_some() { number(PUSHBACK.as_str()).map(Duration::from_millis) } else { None };
+        let of_sidecar = text(FAULT.as_str()).is_some();
         Self {
             status,
-            retry_after: seconds.map(Duration::from_secs),
+            retry_after: pushback.or_else(|| number(RETRY_AFTER.as_str()).map(Duration::from_secs)),
             grpc: grpc.and_then(|text| text.parse().ok()),
             undone: text(RETRY.as_str()) == Some("safe"),
-            broke: status == StatusCode::BAD_GATEWAY && text(FAULT.as_str()).is_some(),
+            broke: status == StatusCode::BAD_GATEWAY && of_sidecar,
+            of_sidecar,
         }
+    }
+
+    /// Of an answer that says nothing but this.
+    fn plain(status: StatusCode) -> Self {
+        Self { status, retry_after: None, grpc: None, undone: false, broke: false, of_sidecar: false }
     }
 }
 

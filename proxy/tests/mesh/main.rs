@@ -20,6 +20,7 @@ mod rates;
 mod raw_tcp;
 mod readings;
 mod requests;
+mod retries;
 mod shares;
 mod slow_readers;
 mod streams;

@@ -3,6 +3,7 @@
 pub(crate) mod app;
 pub(crate) mod client;
 pub(crate) mod pki;
+pub(crate) mod several;
 pub(crate) mod sidecar;
 pub(crate) mod workload_api;
 

@@ -42,9 +42,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let request = options.url.get();
     let mut free = VecDeque::new();
     for _ in 0..options.connections {
-        let mut connection = Connection::new(connect(options.url.address).await?, READ);
-        connection.exchange(&request).await.context("before the schedule began")?;
-        free.push_back(connection);
+        free.push_back(open(&options.url, &request).await.context("before the schedule began")?);
     }
     ensure!(!free.is_empty(), "at least one connection is needed");
 
@@ -93,6 +91,19 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
+/// A connection on which a request was answered. One of several endpoints may refuse some.
+async fn open(target: &Target, request: &[u8]) -> Result<Connection<TcpStream>> {
+    let mut attempt = 1;
+    loop {
+        let mut connection = Connection::new(connect(target.address).await?, READ);
+        match connection.exchange(request).await {
+            Ok(_) => return Ok(connection),
+            Err(error) if attempt == ATTEMPTS => return Err(error),
+            Err(_) => attempt += 1,
+        }
+    }
+}
+
 async fn exchange(target: &Target, mut connection: Connection<TcpStream>, request: &[u8], scheduled: Instant) -> Done {
     let answered = connection.exchange(request).await.map(|_| Instant::now());
     let connection = match &answered {
@@ -102,6 +113,8 @@ async fn exchange(target: &Target, mut connection: Connection<TcpStream>, reques
     Done { scheduled, answered, connection }
 }
 
+/// How often a connection is tried before the schedule begins.
+const ATTEMPTS: usize = 20;
 /// A response of the measurements fits into one read.
 const READ: usize = 4 << 10;
 /// How long answers are waited for after the last request.
