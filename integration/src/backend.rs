@@ -3,7 +3,9 @@
 //! | path | what it does |
 //! |---|---|
 //! | `/bytes/N` | answers N bytes, those of [`bytes`] |
+//! | `/closed/N` | answers N bytes whose end is that of the connection |
 //! | `/sum` | reads the body to its end and answers its [`sum`] |
+//! | `/told/…` | reads the body to its end, and tells the test how long it was |
 //! | `/pieces/N` | answers N pieces, one a millisecond |
 //! | `/paused/N` | answers a piece, and another after N seconds |
 //! | `/socket` | switches protocols and sends back what it gets |
@@ -28,7 +30,8 @@ use crate::plain::{Connection, field};
 /// The app.
 pub struct Backend {
     pub address: SocketAddr,
-    /// Of the requests that are not answered whole: `asked PATH` when it came, `gone PATH` when its caller went.
+    /// Of the requests that are not answered whole: `asked PATH` when it came, `gone PATH` when its caller went. Of a
+    /// body that is to be told: `whole LENGTH`.
     pub heard: UnboundedReceiver<String>,
 }
 
@@ -83,9 +86,23 @@ async fn answer(connection: &mut Connection<TcpStream>, tell: &UnboundedSender<S
             }
             connection.send(&period()[..number() % PERIOD]).await?;
         }
+        "closed" => {
+            connection.send(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n").await?;
+            for _ in 0..number() / PERIOD {
+                connection.send(period()).await?;
+            }
+            connection.send(&period()[..number() % PERIOD]).await?;
+            return Ok(false);
+        }
         "sum" => {
             let body = body(connection, &head).await?;
             whole(connection, sum(&body).as_bytes()).await?;
+        }
+        "told" => {
+            let body = body(connection, &head).await?;
+            // The test may have heard enough.
+            let _ = tell.send(format!("whole {}", body.len()));
+            whole(connection, b"told").await?;
         }
         "pieces" => {
             connection.send(CHUNKED).await?;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod backend;
+mod callers;
 mod collector;
 pub mod frames;
 pub mod load;
@@ -12,13 +13,16 @@ mod mesh;
 pub mod peers;
 pub mod plain;
 mod process;
+mod relay;
 pub mod stranger;
 pub mod svid;
 mod through;
 
 pub use backend::{Backend, bytes, sum};
+pub use callers::{Callers, Seen};
 pub use collector::{Collector, Span};
 pub use countersign_testing::{DEADLINE, PROMPT, eventually, free_address, free_neighbours};
-pub use mesh::{Authority, Mesh, Pair, Service, Sidecar, TRUST_DOMAIN, total};
+pub use mesh::{Authority, Mesh, Pair, Service, Sidecar, TRUST_DOMAIN, outbound, total};
 pub use process::{Process, binary, run};
+pub use relay::{Fault, Relay};
 pub use through::{Through, done, serve};

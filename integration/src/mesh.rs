@@ -334,6 +334,16 @@ impl Authority {
     }
 }
 
+/// The lines of a sidecar's file by which its app reaches the workload `server` at `listen`: it is at each of `to`. `keys`
+/// are those of the listener, each with a comma before it.
+pub fn outbound(listen: SocketAddr, to: &[SocketAddr], protocol: &str, keys: &str) -> String {
+    let to: Vec<String> = to.iter().map(|to| format!("\"{to}\"")).collect();
+    format!(
+        "outbound:\n  - {{ name: server, listen: {listen}, to: [{}], identity: /ns/test/sa/server, protocol: {protocol}{keys} }}\n",
+        to.join(", ")
+    )
+}
+
 /// The sum of a metric over all series of `metrics` whose labels contain each of `labels`.
 pub fn total(metrics: &str, name: &str, labels: &[&str]) -> f64 {
     let series = metrics.lines().filter(|line| !line.starts_with('#'));

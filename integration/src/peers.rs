@@ -34,6 +34,13 @@ pub fn script(name: &str) -> PathBuf {
 
 /// nginx with `server` inside its `http` block.
 pub async fn nginx(directory: &Path, server: &str, listens: SocketAddr) -> Process {
+    let process = Process::start(&mut nginx_command(directory, server), &directory.join("log"));
+    listening("nginx", listens, &process).await;
+    process
+}
+
+/// What starts nginx with `server` inside its `http` block.
+pub fn nginx_command(directory: &Path, server: &str) -> Command {
     std::fs::create_dir_all(directory).unwrap();
     let d = directory.display();
     let config = format!(
@@ -45,9 +52,7 @@ pub async fn nginx(directory: &Path, server: &str, listens: SocketAddr) -> Proce
     let nginx = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists()).expect("nginx");
     let mut command = Command::new(nginx);
     command.arg("-e").arg("stderr").arg("-p").arg(directory).arg("-c").arg(directory.join("nginx.conf"));
-    let process = Process::start(&mut command, &directory.join("log"));
-    listening("nginx", listens, &process).await;
-    process
+    command
 }
 
 /// HAProxy with `sections` (its frontends and backends).
@@ -109,6 +114,12 @@ pub fn h2spec() -> Command {
 /// the user `postgres`, in a directory of its own.
 pub async fn postgres() -> (Process, SocketAddr, tempfile::TempDir) {
     let address = free_address();
+    let (process, directory) = postgres_at(address).await;
+    (process, address, directory)
+}
+
+/// As [`postgres`], at this address of loopback.
+pub async fn postgres_at(address: SocketAddr) -> (Process, tempfile::TempDir) {
     let directory = tempfile::Builder::new().prefix("countersign-postgres-").tempdir().unwrap();
     let data = directory.path().join("data");
     let root = rustix::process::getuid().is_root();
@@ -144,7 +155,17 @@ pub async fn postgres() -> (Process, SocketAddr, tempfile::TempDir) {
     ]);
     let process = Process::start(&mut command, &directory.path().join("log"));
     listening("PostgreSQL", address, &process).await;
-    (process, address, directory)
+    (process, directory)
+}
+
+/// Redis, which keeps nothing.
+pub async fn redis(directory: &Path, address: SocketAddr) -> Process {
+    std::fs::create_dir_all(directory).unwrap();
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--save", "", "--appendonly", "no"]);
+    let process = Process::start(command.arg("--dir").arg(directory), &directory.join("log"));
+    listening("Redis", address, &process).await;
+    process
 }
 
 fn postgres_bin() -> PathBuf {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use countersign_testing::{Answers, AnyServer, WorkloadApi};
 use countersign_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use countersign_wire::workload::{X509svid, X509svidRequest, X509svidResponse};
+use pem::Pem;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
     SanType,
@@ -101,6 +102,18 @@ impl Stranger {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Leaf { certificate: certificate.der().clone(), key: key.serialize_der() }
+    }
+
+    /// Writes `NAME.pem`, `NAME.key` and `bundle.pem`: `leaf` and this authority, as `identity: files` takes them.
+    pub fn write(&self, directory: &Path, name: &str, leaf: &Leaf) {
+        let files = [
+            (format!("{name}.pem"), Pem::new("CERTIFICATE", leaf.certificate.to_vec())),
+            (format!("{name}.key"), Pem::new("PRIVATE KEY", leaf.key.clone())),
+            ("bundle.pem".to_owned(), Pem::new("CERTIFICATE", self.issuer.der().to_vec())),
+        ];
+        for (file, pem) in files {
+            std::fs::write(directory.join(file), pem::encode(&pem)).unwrap();
+        }
     }
 
     /// Serves the Workload API at `socket`: `leaf` as the only SVID, this authority as the only bundle.

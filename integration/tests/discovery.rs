@@ -123,6 +123,27 @@ async fn other_servers_are_taken_up_by_a_reload() {
 }
 
 #[tokio::test]
+async fn a_listener_that_changes_while_dns_is_away_keeps_its_addresses() {
+    let mut story = Story::start().await;
+    story.knot.write("server 1 A 127.0.0.1\nother 1 A 127.0.0.1");
+    let (client, upstream) = story.client(&format!("server.mesh.test:{}", story.port(0))).await;
+    answers(upstream, "1").await;
+    let keys = "identity: /ns/test/sa/server,";
+    let split = format!("split: [{{ percent: 100, to: \"other.mesh.test:{}\" }}],", story.port(1));
+    rewrite(&client, |text| text.replace(keys, &format!("{keys} {split}")));
+    answers(upstream, "2").await;
+    story.knot.kill();
+    for (before, after, expected) in
+        [(keys, "identity: /ns/test/sa/server, limits: { idle: 99s },", "2"), (&split, "", "1")]
+    {
+        let reloads = reloads(&client).await;
+        rewrite(&client, |text| text.replace(before, after));
+        taken_up(&client, reloads).await;
+        assert_eq!(ask(upstream).await, (200, expected.into()));
+    }
+}
+
+#[tokio::test]
 async fn an_app_at_localhost_is_reached_without_a_dns_server() {
     let story = Story::start().await;
     let (_client, upstream) = story.client(&format!("127.0.0.1:{}", story.port(0))).await;
@@ -139,6 +160,37 @@ async fn an_app_at_localhost_is_reached_without_a_dns_server() {
     })
     .await;
     assert!(server.metric("countersign_dns_lookups_total", &["result=\"no_answer\""]).await < 0.5);
+}
+
+#[tokio::test]
+async fn an_app_is_reached_through_a_listener_that_changes_while_dns_is_away() {
+    let mut story = Story::start().await;
+    story.knot.write("app 1 A 127.0.0.1");
+    let (_client, upstream) = story.client(&format!("127.0.0.1:{}", story.port(0))).await;
+    let (server, _app) = &story.servers[0];
+    let dns = format!("dns: {{ servers: \"{}\" }}\n", story.knot.address());
+    rewrite(server, |text| text.replace("app: 127.0.0.1:", "allow_remote: true, app: app.mesh.test:") + &dns);
+    eventually("it is looked up", async || {
+        assert_eq!(ask(upstream).await, (200, "1".into()));
+        let found = server.metric("countersign_dns_lookups_total", &["result=\"ok\""]).await;
+        if found > 0.0 { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    story.knot.kill();
+    let reloads = reloads(server).await;
+    rewrite(server, |text| text.replace("allow_remote: true,", "allow_remote: true, limits: { idle: 99s },"));
+    taken_up(server, reloads).await;
+    assert_eq!(ask(upstream).await, (200, "1".into()));
+}
+
+/// How many changes of its file a sidecar has taken up.
+async fn reloads(sidecar: &Sidecar) -> f64 {
+    sidecar.metric("countersign_listener_reloads_total", &["result=\"accepted\""]).await
+}
+
+/// Waits until there are more than these.
+async fn taken_up(sidecar: &Sidecar, before: f64) {
+    eventually("it is taken up", async || if reloads(sidecar).await > before { Ok(()) } else { Err("not yet") }).await;
 }
 
 /// Replaces the file of a running sidecar.

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{
-    AcceptProxyProtocol, Admission, Ask, Check, Config, Ejection, Limits, Of, PolicyFrom, Protocol, Retry, Route,
-    Split, Times, Tracing,
+    AcceptProxyProtocol, Admission, Ask, Check, Config, Ejection, Limits, Mirror, Of, PolicyFrom, Protocol, Retry,
+    Route, Split, Times, Tracing,
 };
 use crate::decisions::Decisions;
 use crate::live::Connections;
@@ -178,7 +178,13 @@ fn show_route(route: &Route) -> Value {
         Operations::Tcp => (None, None),
     };
     let paths: Option<Vec<&str>> = paths.map(|paths| paths.iter().map(PathPattern::as_str).collect());
-    json!({ "name": route.name.as_deref(), "methods": methods, "paths": paths, "limits": show_times(&route.times) })
+    json!({
+        "name": route.name.as_deref(),
+        "methods": methods,
+        "paths": paths,
+        "limits": show_times(&route.times),
+        "mirror": route.mirror.map(|percent| json!({ "percent": percent })),
+    })
 }
 
 fn show_split(split: &Split) -> Value {
@@ -186,6 +192,17 @@ fn show_split(split: &Split) -> Value {
         "percent": split.percent,
         "to": split.to.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "identity": split.identity.to_string(),
+    })
+}
+
+fn show_mirror(mirror: &Mirror) -> Value {
+    json!({
+        "percent": mirror.percent,
+        "to": mirror.to.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "identity": mirror.identity.to_string(),
+        "body_bytes": mirror.body_bytes,
+        "requests": mirror.requests,
+        "timeout": mirror.timeout.as_secs_f64(),
     })
 }
 
@@ -251,6 +268,7 @@ fn show_config(config: &Config) -> Answer {
             "protocol": outbound.protocol.as_str(),
             "paths": outbound.paths.as_str(),
             "split": outbound.split.iter().map(show_split).collect::<Value>(),
+            "mirror": outbound.mirror.as_ref().map(show_mirror),
             "balance": outbound.balance.as_str(),
             "ejection": show_ejection(&outbound.ejection),
             "check": outbound.check.as_ref().map(show_check),

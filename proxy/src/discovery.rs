@@ -17,7 +17,7 @@ mod system;
 
 use std::net::SocketAddr;
 
-pub(crate) use following::{Discovery, Found, follow};
+pub(crate) use following::{Discovery, Found};
 pub(crate) use resolver::Resolver;
 
 /// One address of an upstream.

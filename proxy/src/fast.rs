@@ -33,6 +33,7 @@ use crate::http1::request::{self, Plain, Read};
 use crate::http1::response::Asked;
 use crate::live::body::Body as AnswerBody;
 use crate::live::{Connection, Cut, Ticket, Wire};
+use crate::mirror::Mirror;
 use crate::pool::{Pool, Turn, Way};
 use crate::trace::Trace;
 use crate::upstream::{Attempts, Need, Upstream, Why};
@@ -49,6 +50,9 @@ pub(crate) trait Route {
 
     /// Where the next one goes.
     fn next(&self) -> &Arc<Upstream>;
+
+    /// Where copies of them go as well.
+    fn mirror(&self) -> Option<&Arc<Mirror>>;
 
     /// Who is blamed if that fails.
     fn hop(&self) -> Hop;
@@ -88,7 +92,11 @@ where
         let mut out = Buffer::default();
         let next = match read(&mut caller, &mut out, connection, route, first).await {
             // On the heap, so that a connection that waits is small.
-            Some(Read::Plain(plain)) => Box::pin(answer(&mut caller, plain, out, connection, route)).await,
+            Some(Read::Plain(plain)) => {
+                let next = Box::pin(answer(&mut caller, plain, out, connection, route)).await;
+                caller.copy = None;
+                next
+            }
             Some(_) => Next::Leave,
             None => Next::Gone,
         };
@@ -206,6 +214,7 @@ async fn answer<T: Wire>(
         };
     }
     ticket.goes_to(upstream);
+    caller.copy = route.mirror().and_then(|mirror| mirror.copy_plain(&ticket, worker, out.bytes(), body));
     let limits = head_limits(connection);
     let mut asked = Asked { is_head, from_app: upstream.hop() == Hop::App, close, limits };
     upstream.begins();

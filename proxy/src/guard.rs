@@ -11,6 +11,7 @@
 pub(crate) mod framing;
 pub mod headers;
 mod marker;
+pub(crate) mod mirrored;
 pub(crate) mod path;
 mod reasons;
 

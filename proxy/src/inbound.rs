@@ -35,6 +35,7 @@ use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
 use crate::load::Place;
+use crate::mirror::Mirror;
 use crate::serve::{Answers, Call, serve_http1, serve_http2};
 use crate::source::{Enforced, EnforcedWatch, Outcome};
 use crate::spans::Spans;
@@ -289,7 +290,11 @@ impl Answers for Caller {
             return self.failed(ticket, failed, as_grpc);
         }
         let to = (&*self.inbound.upstream, self.seat.worker());
+        let mirrored = guard::mirrored::said_by_peer(&call.parts.headers);
         let prepare = |headers: &mut HeaderMap| {
+            if mirrored {
+                guard::mirrored::tell_app(headers);
+            }
             if let Some(client_cert) = &self.client_cert {
                 headers.insert(CLIENT_CERT, client_cert.clone());
             }
@@ -361,7 +366,7 @@ impl Caller {
                     return Ok(Err(error));
                 }
             }
-            Ok::<_, Fault>(tunnel::copy(stream, app).await)
+            Ok::<_, Fault>(tunnel::copy_raw(app, stream).await)
         };
         match connection.unless_closed(carried).await {
             Some(Err(fault)) => exchange::report(connection, &fault, None),
@@ -388,6 +393,10 @@ impl fast::Route for Caller {
 
     fn next(&self) -> &Arc<Upstream> {
         &self.inbound.upstream
+    }
+
+    fn mirror(&self) -> Option<&Arc<Mirror>> {
+        None
     }
 
     fn hop(&self) -> Hop {

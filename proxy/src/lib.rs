@@ -34,6 +34,7 @@ mod listener;
 mod listeners;
 mod live;
 mod load;
+mod mirror;
 mod outbound;
 mod pool;
 mod proxy;
@@ -53,7 +54,7 @@ mod websocket;
 
 pub use config::{
     AcceptProxyProtocol, Address, AddressError, Admission, Ask, Balance, Check, Concurrency, Config, Dns, Ejection,
-    Inbound, Limits, Of, Outbound, PolicyFrom, Protocol, Rate, Retry, Route, Split, Takeover, Times, Tracing,
+    Inbound, Limits, Mirror, Of, Outbound, PolicyFrom, Protocol, Rate, Retry, Route, Split, Takeover, Times, Tracing,
 };
 pub use handover::Succession;
 pub use proxy::{App, IdentityFrom, ProxyError, Surroundings, run};

@@ -15,12 +15,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::{Door, accept};
-use crate::config::{self, Config};
+use crate::config::{self, Address, Config};
 use crate::dial::Dialer;
-use crate::discovery::follow;
 use crate::inbound::{Inbound, Shared};
 use crate::listener::{Common, Direction, Listener};
 use crate::load::Load;
+use crate::mirror::Mirror;
 use crate::outbound::{Outbound, Upstreams};
 use crate::proxy::ProxyError;
 use crate::source::Waiting;
@@ -72,6 +72,14 @@ impl Plan {
         match &self.listener {
             Entry::Inbound(inbound) => &inbound.name,
             Entry::Outbound(outbound) => &outbound.name,
+        }
+    }
+
+    /// Whether it sends requests to what `to` leads to.
+    fn leads_to(&self, to: &[Address]) -> bool {
+        match &self.listener {
+            Entry::Inbound(inbound) => std::slice::from_ref(&inbound.app) == to,
+            Entry::Outbound(outbound) => outbound.to == to || outbound.split.iter().any(|part| part.to == to),
         }
     }
 
@@ -139,6 +147,7 @@ impl Listeners {
         }
         let loads = &mut self.loads;
         loads.retain(|(_, name), load| Arc::strong_count(load) > 1 || wanted.iter().any(|plan| plan.name() == name));
+        self.shared.resolver.retain(|to| wanted.iter().any(|plan| plan.leads_to(to)));
         Ok(())
     }
 
@@ -218,7 +227,7 @@ impl Listeners {
                 let listener = Listener::outbound(config, common);
                 let upstream = |config: &config::Outbound| {
                     let dialer = Dialer::new(config.identity.clone(), identity.clone(), self.waiting.clone());
-                    let discovery = follow(config.to.clone(), Arc::clone(&resolver), lifecycle);
+                    let discovery = resolver.follow(&config.to);
                     let (listener, count) = (Arc::clone(&listener), workers.count());
                     Upstream::mesh(dialer, config, discovery, listener, connections, lifecycle, count)
                 };
@@ -226,7 +235,14 @@ impl Listeners {
                     let (to, identity) = (split.to.clone(), split.identity.clone());
                     (split.percent, upstream(&config::Outbound { to, identity, ..(**config).clone() }))
                 };
-                let upstreams = Upstreams { main: upstream(config), parts: config.split.iter().map(part).collect() };
+                let mirror = |mirror: &config::Mirror| {
+                    let (to, identity) = (mirror.to.clone(), mirror.identity.clone());
+                    let retry = config::Retry::once(mirror.body_bytes);
+                    let shadow = upstream(&config::Outbound { to, identity, retry, ..(**config).clone() });
+                    Mirror::new(mirror, shadow, &listener, lifecycle)
+                };
+                let (main, parts) = (upstream(config), config.split.iter().map(part).collect());
+                let upstreams = Upstreams { main, parts, mirror: config.mirror.as_ref().map(mirror) };
                 let outbound = Outbound::new(Arc::clone(&listener), config.protocol, upstreams, connections, lifecycle);
                 let serve = move |accepted| Arc::clone(&outbound).serve(accepted);
                 (Arc::clone(&listener), lifecycle.spawn(accept(door(listener), serve)))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use countersign_runtime::{Lifecycle, Seat};
-use http::{HeaderValue, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -22,6 +22,7 @@ use crate::guard;
 use crate::listener::Listener;
 use crate::live::body::Body;
 use crate::live::{Connection, Connections, Entry, Kind, Metered, Ticket, Traffic};
+use crate::mirror::Mirror;
 use crate::serve::{Answers, Call, serve_http1, serve_http2};
 use crate::tunnel;
 use crate::upstream::Upstream;
@@ -40,6 +41,8 @@ pub(crate) struct Upstreams {
     pub(crate) main: Arc<Upstream>,
     /// With how many of a hundred requests go there.
     pub(crate) parts: Vec<(u32, Arc<Upstream>)>,
+    /// Where copies of them go as well.
+    pub(crate) mirror: Option<Arc<Mirror>>,
 }
 
 impl Upstreams {
@@ -122,7 +125,7 @@ impl Outbound {
                 0 => turn.broke(None),
                 _ => turn.spoke(),
             });
-            let copied = next.connection.unless_closed(tunnel::copy(app, stream)).await;
+            let copied = next.connection.unless_closed(tunnel::copy_raw(app, stream)).await;
             copied.ok_or(Fault::Untrusted)
         };
         match connection.unless_closed(carried).await {
@@ -145,10 +148,20 @@ impl Answers for App {
         if let Err(failed) = admission::admit(&ticket).await {
             return self.failed(ticket, failed, as_grpc);
         }
+        let (upstreams, worker) = (&self.outbound.upstreams, self.seat.worker());
+        let mirrored = guard::mirrored::said_by_app(&call.parts.headers);
+        let call = match &upstreams.mirror {
+            Some(mirror) => mirror.copy(call, &ticket, worker, mirrored),
+            None => call,
+        };
+        let prepare = |headers: &mut HeaderMap| {
+            if mirrored {
+                guard::mirrored::tell_peer(headers);
+            }
+        };
         // What the other sidecar says of a fault or a denial is for the app to know.
         let clean = guard::headers::remove_hop_by_hop;
-        let to = (&**self.outbound.upstreams.next(), self.seat.worker());
-        match exchange::forward(call, ticket, to, |_| {}, clean).await {
+        match exchange::forward(call, ticket, (upstreams.next(), worker), prepare, clean).await {
             Ok(response) => response,
             Err((ticket, failed)) => self.failed(ticket, failed, as_grpc),
         }
@@ -177,6 +190,10 @@ impl fast::Route for App {
 
     fn next(&self) -> &Arc<Upstream> {
         self.outbound.upstreams.next()
+    }
+
+    fn mirror(&self) -> Option<&Arc<Mirror>> {
+        self.outbound.upstreams.mirror.as_ref()
     }
 
     fn hop(&self) -> Hop {

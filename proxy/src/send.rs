@@ -127,6 +127,7 @@ impl Asking<'_> {
             return None;
         }
         let stale = unsent || (used && self.repeatable && self.began.elapsed() < AT_ONCE);
+        // Where the new connections die too, that is no waiting, and another endpoint may do better.
         if stale && self.attempts.may_replay() {
             return self.goes_again(Why::Stale, spare);
         }

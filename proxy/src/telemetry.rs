@@ -1,6 +1,7 @@
 //! The metrics of a listener. What a request touches is registered once and kept as a handle; label values are few:
 //! the listener's name, a class of status, a class of method, and at most [`PEERS`] peers.
 
+mod mirrors;
 mod requests;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use metrics::{Counter, Gauge, SharedString, Unit};
 use crate::fault::Blame;
 use crate::listener::Direction;
 use crate::live::{Kind, TlsFacts};
+pub(crate) use mirrors::MirrorMetrics;
 pub(crate) use requests::{Ended, Requests};
 
 /// The metrics of one pool, which stands in one series with the other pools of its listener, and with those of the
@@ -331,6 +333,13 @@ pub(crate) fn describe() {
     describe_counter!("countersign_endpoint_checks_total", "Active health checks of endpoints, by result.");
     describe_counter!("countersign_requests_retried_total", "Requests that were sent once more, by reason.");
     describe_counter!("countersign_retries_over_budget_total", "Requests not sent once more, as too many were.");
+    describe_counter!("countersign_mirrored_requests_total", "Copies of requests that were sent, by how they ended.");
+    describe_counter!("countersign_mirrored_requests_dropped_total", "Requests that were not mirrored, by reason.");
+    describe_histogram!(
+        "countersign_mirrored_request_duration_seconds",
+        Unit::Seconds,
+        "From sending a copy of a request to the end of its response."
+    );
     describe_counter!("countersign_bytes_total", Unit::Bytes, "Bytes received and sent on connections.");
     describe_counter!("countersign_dns_lookups_total", "Look-ups of names, by result.");
     describe_histogram!(

@@ -6,9 +6,10 @@ use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Version};
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
+use tokio::net::TcpStream;
 
 use crate::buffer::ReadAhead;
-use crate::live::{Connection, Entry, Ticket};
+use crate::live::{Connection, Entry, Metered, Ticket};
 use crate::pool::Io;
 
 /// What a request was turned into, which both sides agreed on: to be run once the caller was told.
@@ -21,12 +22,40 @@ pub(crate) struct Tunnel {
 }
 
 /// Copies both ways until both sides have ended; one that ends its half leaves the other half open.
-pub(crate) async fn copy<A, B>(mut a: A, mut b: B) -> std::io::Result<()>
+async fn copy<A, B>(mut a: A, mut b: B) -> std::io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     copy_bidirectional_with_sizes(&mut a, &mut b, BUFFER, BUFFER).await.map(drop)
+}
+
+/// As [`copy`], between `app` and another workload. Raw TCP has no other sign that all was sent than its end: where that
+/// was none, or the copying is ended by order, the app gets a RST and takes no part for the whole.
+pub(crate) async fn copy_raw<T>(app: Metered<TcpStream>, workload: T) -> std::io::Result<()>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut app = Raw { io: app, whole: false };
+    copy(&mut app.io, workload).await?;
+    app.whole = true;
+    Ok(())
+}
+
+/// The app's side of raw TCP.
+struct Raw {
+    io: Metered<TcpStream>,
+    /// Whether both sides have ended as they wanted.
+    whole: bool,
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if !self.whole {
+            // It fails only if the connection is gone already.
+            let _ = self.io.get_ref().set_zero_linger();
+        }
+    }
 }
 
 impl Tunnel {

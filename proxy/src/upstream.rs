@@ -391,14 +391,12 @@ impl Upstream {
     /// Whether a request may go again whose attempt at `endpoint` has failed. Where it may, that is taken from the budget.
     pub(crate) fn allows(&self, attempts: &mut Attempts, endpoint: &Arc<Endpoint>, why: Why) -> bool {
         if why == Why::Stale {
-            let replays = attempts.replay();
-            if replays {
-                self.group.metrics.replayed();
-                if self.hop == Hop::App {
-                    self.say_stale(endpoint);
-                }
+            attempts.replayed();
+            self.group.metrics.replayed();
+            if self.hop == Hop::App {
+                self.say_stale(endpoint);
             }
-            return replays;
+            return true;
         }
         attempts.failed_at(endpoint);
         // There is nothing to be won where it has just failed.
@@ -427,10 +425,13 @@ impl Upstream {
         );
     }
 
-    /// Whether there is an endpoint that takes requests and was not tried.
+    /// Whether there is an endpoint that takes requests and was not tried; where there is none, one that was out of reach
+    /// may be back, as where all are restarted one after the other.
     fn has_other(&self, attempts: &Attempts) -> bool {
-        let now = Instant::now();
-        self.members.borrow().all.iter().any(|m| !attempts.has_tried(&m.endpoint) && m.endpoint.is_in(now))
+        let (now, members) = (Instant::now(), self.members.borrow());
+        let untried = || members.all.iter().map(|member| &member.endpoint).filter(|other| !attempts.has_tried(other));
+        untried().any(|other| other.is_in(now))
+            || untried().any(|other| other.health.reason() == Some(health::Reason::Unreachable))
     }
 
     /// What is known of each endpoint, for who looks after the process.

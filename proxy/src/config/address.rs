@@ -2,7 +2,7 @@
 //! `srv://name`, whose SRV records name hosts and ports.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 /// Where to connect to.
@@ -25,6 +25,14 @@ pub enum AddressError {
     /// The host is neither an IP address nor a DNS name.
     #[error("the host must be a DNS name or an IP address (an IPv6 address in brackets)")]
     Host,
+    /// Nobody has the address: it is unspecified, multicast or broadcast.
+    #[error("nobody has this address; write that of the other end, or 127.0.0.1 for this host")]
+    Nowhere,
+    /// A link-local IPv6 address, which is one on each link of the host.
+    #[error(
+        "a link-local address needs its zone, the number of the interface (ip link shows it): like [fe80::1%2]:15443"
+    )]
+    Zone,
     /// What follows `srv://` is not a name alone.
     #[error("srv:// takes a DNS name and no port, like srv://_mesh._tcp.shop.example: SRV records name the ports")]
     Srv,
@@ -49,7 +57,7 @@ impl FromStr for Address {
             return if is_name(name) { Ok(Self::Srv(name.to_owned())) } else { Err(AddressError::Srv) };
         }
         if let Ok(address) = text.parse::<SocketAddr>() {
-            return if address.port() == 0 { Err(AddressError::Port) } else { Ok(Self::Socket(address)) };
+            return socket(address).map(Self::Socket);
         }
         let (host, port) = text.rsplit_once(':').ok_or(AddressError::Port)?;
         let port = port.parse::<u16>().ok().filter(|port| *port > 0).ok_or(AddressError::Port)?;
@@ -59,6 +67,17 @@ impl FromStr for Address {
             return Err(AddressError::Host);
         }
         Ok(Self::Name(host.to_owned(), port))
+    }
+}
+
+/// An address, if a connection can be made to it.
+fn socket(address: SocketAddr) -> Result<SocketAddr, AddressError> {
+    let ip = address.ip().to_canonical();
+    match address {
+        _ if address.port() == 0 => Err(AddressError::Port),
+        _ if ip.is_unspecified() || ip.is_multicast() || ip == Ipv4Addr::BROADCAST => Err(AddressError::Nowhere),
+        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0 => Err(AddressError::Zone),
+        _ => Ok(address),
     }
 }
 

@@ -7,8 +7,8 @@ use countersign_identity::{SpiffeId, TrustDomain};
 
 use super::limits::Owner;
 use super::{
-    AcceptProxyProtocol, Address, Admission, Balance, Check, Ejection, Limits, Retry, Route, Taken, proxy_protocol,
-    routes, upstream,
+    AcceptProxyProtocol, Address, Admission, Balance, Check, Ejection, Limits, Mirror, Retry, Route, Taken, mirror,
+    proxy_protocol, routes, upstream,
 };
 use crate::guard::Paths;
 
@@ -73,6 +73,8 @@ pub struct Outbound {
     pub routes: Vec<Route>,
     /// Parts of the requests that go elsewhere.
     pub split: Vec<Split>,
+    /// Where copies of requests go as well, if they do.
+    pub mirror: Option<Mirror>,
     /// Which endpoint takes the next request.
     pub balance: Balance,
     /// When an endpoint takes none for a while.
@@ -137,7 +139,7 @@ impl Inbound {
         let send_proxy_protocol = proxy_protocol::sends(&table, protocol);
         let admission = Admission::read(&table, protocol, true);
         let limits = limits(&table, normal, protocol, Owner::Inbound);
-        let routes = routes::read(&table, protocol, &limits.unwrap_or(*normal).times);
+        let routes = routes::read(&table, protocol, &limits.unwrap_or(*normal).times, false);
         allow_remote?;
         Some(Self {
             name: name?,
@@ -181,7 +183,9 @@ impl Outbound {
         let accept_proxy_protocol = AcceptProxyProtocol::read(&table);
         let admission = Admission::read(&table, protocol, false);
         let limits = limits(&table, normal, protocol, Owner::Outbound);
-        let routes = routes::read(&table, protocol, &limits.unwrap_or(*normal).times);
+        let mirror = mirror::read(&table, protocol, identity.as_ref(), trust_domain);
+        let mirrors = table.optional("mirror").is_some();
+        let routes = routes::read(&table, protocol, &limits.unwrap_or(*normal).times, mirrors);
         let balance = upstream::balance(&table, protocol);
         let ejection = upstream::ejection(&table);
         let check = upstream::check(&table, protocol);
@@ -193,6 +197,7 @@ impl Outbound {
             to: to?,
             identity: identity?,
             split: split?,
+            mirror: mirror?,
             protocol: protocol?,
             paths: paths?,
             accept_proxy_protocol: accept_proxy_protocol?,
@@ -207,7 +212,7 @@ impl Outbound {
     }
 }
 
-fn to(table: &Table<'_>) -> Option<Vec<Address>> {
+pub(super) fn to(table: &Table<'_>) -> Option<Vec<Address>> {
     let value = table.required("to")?;
     let list: Vec<Option<Address>> = value.one_or_many()?.iter().map(Value::parse).collect();
     if list.is_empty() { value.problem("names no address") } else { list.into_iter().collect() }
@@ -275,7 +280,7 @@ fn allow_remote(table: &Table<'_>) -> Option<bool> {
 }
 
 /// A SPIFFE ID in full, or its path in the trust domain of the file.
-fn identity(value: &Value<'_>, trust_domain: &TrustDomain) -> Option<SpiffeId> {
+pub(super) fn identity(value: &Value<'_>, trust_domain: &TrustDomain) -> Option<SpiffeId> {
     let text = value.string()?;
     let full = if text.starts_with('/') { format!("spiffe://{trust_domain}{text}") } else { text.to_owned() };
     match SpiffeId::new(&full) {

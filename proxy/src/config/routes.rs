@@ -9,7 +9,7 @@ use countersign_config::{Table, Value};
 use countersign_policy::{Operations, PathPattern};
 
 use super::listener::sound_name;
-use super::{Protocol, Times};
+use super::{Protocol, Times, mirror};
 
 /// What is set for some of a listener's requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Route {
     pub operations: Operations,
     /// Their limits of time.
     pub times: Times,
+    /// Of how many of a hundred a copy goes to the listener's mirror, if that is not as the listener has it.
+    pub mirror: Option<u32>,
 }
 
 /// What is there already, with the key of each: the routes, and the names also of those that were malformed.
@@ -29,8 +31,8 @@ struct Before {
     names: Vec<(String, Arc<str>)>,
 }
 
-/// The routes of a listener whose own limits of time are `normal`.
-pub(super) fn read(table: &Table<'_>, protocol: Option<Protocol>, normal: &Times) -> Option<Vec<Route>> {
+/// The routes of a listener whose own limits of time are `normal`; `mirrors` if it has a mirror.
+pub(super) fn read(table: &Table<'_>, protocol: Option<Protocol>, normal: &Times, mirrors: bool) -> Option<Vec<Route>> {
     let Some(value) = table.optional("routes") else { return Some(Vec::new()) };
     if protocol == Some(Protocol::Tcp) {
         return value.problem("routes are told apart by paths, and of tcp nothing is known");
@@ -41,7 +43,7 @@ pub(super) fn read(table: &Table<'_>, protocol: Option<Protocol>, normal: &Times
     }
     let mut before = Before::default();
     for item in &items {
-        if let Some(route) = Route::read(item, &mut before, normal) {
+        if let Some(route) = Route::read(item, &mut before, normal, mirrors) {
             before.routes.push((item.key().to_owned(), route));
         }
     }
@@ -51,12 +53,13 @@ pub(super) fn read(table: &Table<'_>, protocol: Option<Protocol>, normal: &Times
 }
 
 impl Route {
-    fn read(value: &Value<'_>, before: &mut Before, normal: &Times) -> Option<Self> {
+    fn read(value: &Value<'_>, before: &mut Before, normal: &Times, mirrors: bool) -> Option<Self> {
         let table = value.table()?;
         let name = table.optional("name").map_or(Some(None), |value| before.name(&value).map(Some));
         let operations = Operations::read(&table).and_then(|operations| before.operations(&table, operations));
         let times = table.optional("limits").map_or(Some(*normal), |value| Times::read(&value, normal));
-        Some(Self { name: name?, operations: operations?, times: times? })
+        let mirror = mirror::of_route(&table, mirrors);
+        Some(Self { name: name?, operations: operations?, times: times?, mirror: mirror? })
     }
 }
 

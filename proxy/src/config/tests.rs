@@ -158,8 +158,12 @@ fn addresses_that_cannot_be_dialled_are_refused() {
     for text in ["srv://", "srv://a:1", "srv://a/b", "srv://a..b"] {
         assert_eq!(text.parse::<Address>(), Err(AddressError::Srv), "{text}");
     }
-    for text in ["a:1", "a.b.:1", "a_b-c:1", "1.2.3.4:1", "[::1]:1", "srv://_mesh._tcp.a.b", "srv://web.service.test."]
-    {
+    for text in ["0.0.0.0:1", "[::]:1", "[::ffff:0.0.0.0]:1", "224.0.0.1:1", "[ff02::1]:1", "255.255.255.255:1"] {
+        assert_eq!(text.parse::<Address>(), Err(AddressError::Nowhere), "{text}");
+    }
+    assert_eq!("[fe80::1]:1".parse::<Address>(), Err(AddressError::Zone));
+    let names = ["a:1", "a.b.:1", "a_b-c:1", "srv://_mesh._tcp.a.b", "srv://web.service.test."];
+    for text in ["1.2.3.4:1", "[::1]:1", "[fe80::1%2]:1", "169.254.20.10:1"].into_iter().chain(names) {
         assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
     }
 }
@@ -270,6 +274,28 @@ fn what_is_said_of_endpoints_is_read() {
 }
 
 #[test]
+fn a_mirror_is_read_with_what_routes_say_of_it() {
+    let config = outbound(
+        "http",
+        "mirror: { percent: 5, to: [d:1, e:2] }, \
+         routes: [{ paths: /a, mirror: { percent: 0 } }, { paths: /b }]",
+    );
+    let mut read = config.unwrap().outbound.remove(0);
+    let mirror = read.mirror.take().unwrap();
+    assert_eq!((mirror.percent, mirror.to.len(), mirror.body_bytes), (5, 2, 65_536));
+    assert_eq!((mirror.identity, mirror.requests, mirror.timeout), (read.identity, 100, Duration::from_secs(60)));
+    assert_eq!(read.routes.iter().map(|route| route.mirror).collect::<Vec<_>>(), [Some(0), None]);
+    let config = outbound(
+        "grpc",
+        "mirror: { percent: 100, to: 'srv://_a._tcp.b', identity: /shadow, body_bytes: 0, requests: 7, timeout: 5s }",
+    );
+    let mirror = config.unwrap().outbound.remove(0).mirror.unwrap();
+    assert_eq!(mirror.identity.to_string(), "spiffe://a.example/shadow");
+    assert_eq!((mirror.body_bytes, mirror.requests, mirror.timeout), (0, 7, Duration::from_secs(5)));
+    assert_eq!(outbound("http", "allow_remote: true").unwrap().outbound[0].mirror, None);
+}
+
+#[test]
 fn what_makes_no_sense_of_endpoints_is_refused_with_the_mend() {
     for (protocol, more, says) in [
         ("http", "balance: fastest", "\"fastest\" is not one of peak_ewma, least_request"),
@@ -294,6 +320,17 @@ fn what_makes_no_sense_of_endpoints_is_refused_with_the_mend() {
         ("http", "split: [{ percent: 60, to: d:1 }, { percent: 41, to: e:1 }]", "takes 101 of a hundred requests"),
         ("http", "split: [{ percent: 0, to: d:1 }]", "split[0].percent"),
         ("http", "split: [{ percent: 5 }]", "split[0]"),
+        ("http", "mirror: { to: d:1 }", "key \"percent\" is missing"),
+        ("http", "mirror: { percent: 5 }", "key \"to\" is missing"),
+        ("http", "mirror: { percent: 101, to: d:1 }", "mirror.percent"),
+        ("http", "mirror: { percent: 5, to: [] }", "names no address"),
+        ("http", "mirror: { percent: 5, to: d:1, body_bytes: 2000000 }", "mirror.body_bytes"),
+        ("http", "mirror: { percent: 5, to: d:1, requests: 0 }", "mirror.requests"),
+        ("http", "mirror: { percent: 5, to: d:1, timeout: 0s }", "mirror.timeout"),
+        ("http", "mirror: { percent: 5, to: d:1, methods: [GET] }", "unknown key"),
+        ("tcp", "mirror: { percent: 5, to: d:1 }", "no requests are known"),
+        ("http", "routes: [{ paths: /a, mirror: { percent: 5 } }]", "the listener has no mirror"),
+        ("http", "mirror: { percent: 5, to: d:1 }, routes: [{ paths: /a, mirror: {} }]", "routes[0].mirror"),
     ] {
         let error = outbound(protocol, more).unwrap_err();
         assert!(error.contains(says) && error.contains("sidecar.yaml:2"), "{more}: {error}");

@@ -113,6 +113,11 @@ impl Retry {
     pub(crate) fn off() -> Self {
         Self { attempts: 1, methods: Vec::new(), body_bytes: 0, ..Self::default() }
     }
+
+    /// One attempt, but for what met a connection that was dead before, with up to `body_bytes` of a body.
+    pub(crate) fn once(body_bytes: usize) -> Self {
+        Self { attempts: 1, body_bytes, budget_percent: 0, ..Self::default() }
+    }
 }
 
 pub(super) fn balance(table: &Table<'_>, protocol: Option<Protocol>) -> Option<Balance> {
@@ -160,6 +165,15 @@ pub(super) fn ejection(table: &Table<'_>) -> Option<Ejection> {
 pub(super) fn check(table: &Table<'_>, protocol: Option<Protocol>) -> Option<Option<Check>> {
     let Some(value) = table.optional("check") else { return Some(None) };
     let table = value.table()?;
+    // Before anything is refused, or these would be told as unknown.
+    let second = Duration::from_secs(1);
+    let time = |key, normal: Duration| {
+        let range = second / 10..=Duration::from_secs(3600);
+        table.optional(key).map_or(Some(normal), |value: Value<'_>| value.duration(range))
+    };
+    let (interval, timeout) = (time("interval", 10 * second), time("timeout", 2 * second));
+    let number = |key, normal: u64| table.optional(key).map_or(Some(normal), |value: Value<'_>| value.integer(1..=100));
+    let (unhealthy, healthy) = (number("unhealthy", 3), number("healthy", 1));
     let (kind, asked) = table.exactly_one(&["http", "grpc", "connect"])?;
     let ask = match kind {
         "http" => path(&asked).map(Ask::Http),
@@ -178,14 +192,6 @@ pub(super) fn check(table: &Table<'_>, protocol: Option<Protocol>) -> Option<Opt
         (Some(Protocol::Grpc), Ask::Http(_)) => asked.problem("is for protocol: http; write grpc: all, or a service"),
         _ => Some(ask),
     });
-    let second = Duration::from_secs(1);
-    let time = |key, normal: Duration| {
-        let range = second / 10..=Duration::from_secs(3600);
-        table.optional(key).map_or(Some(normal), |value: Value<'_>| value.duration(range))
-    };
-    let (interval, timeout) = (time("interval", 10 * second), time("timeout", 2 * second));
-    let number = |key, normal: u64| table.optional(key).map_or(Some(normal), |value: Value<'_>| value.integer(1..=100));
-    let (unhealthy, healthy) = (number("unhealthy", 3), number("healthy", 1));
     Some(Some(Check {
         ask: ask?,
         interval: interval?,

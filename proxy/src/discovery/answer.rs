@@ -15,7 +15,7 @@ pub(super) struct Answer {
     pub(super) ttl: Duration,
     /// What was left out of it, or could not be learnt.
     pub(super) problem: Option<String>,
-    /// The family that could not be asked for, though the other could.
+    /// The family that could not be asked for, though the other could; of a name, for targets of SRV records have theirs already.
     pub(super) lacks: Option<Family>,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct Answer {
 pub(super) struct Addresses {
     /// In order, each once; at least one.
     pub(super) list: Vec<IpAddr>,
-    /// As the records say.
+    /// As the records say, and [`PATIENT`] at most where a family is lacking.
     pub(super) ttl: Duration,
     pub(super) problem: Option<String>,
     pub(super) lacks: Option<Family>,
@@ -54,6 +54,8 @@ pub(super) enum Why {
     NoName,
     /// There is such a name, without records of the kind.
     NoRecord,
+    /// The servers refuse to speak of it.
+    Refused,
     /// The servers answer that they cannot tell.
     Unable,
     /// There are addresses, none of which can be dialled.
@@ -81,7 +83,7 @@ impl Why {
         match self {
             Self::NoName => "no_name",
             Self::NoRecord => "no_record",
-            Self::Unable => "error",
+            Self::Refused | Self::Unable => "error",
             Self::Unusable => "unusable",
             Self::NoAnswer => "no_answer",
         }
@@ -93,11 +95,46 @@ impl Failure {
         Self { why, problem: problem.into(), ttl: None }
     }
 
-    /// The one of two that says more, for as short a time as either holds.
+    pub(super) fn no_answer() -> Self {
+        Self::new(Why::NoAnswer, "no DNS server answers in time")
+    }
+
+    /// Whether it may pass at any moment: it is neither that there is no such name, nor that it has no such record.
+    pub(super) fn is_passing(&self) -> bool {
+        self.why > Why::NoRecord
+    }
+
+    /// The one of two that says more. Two answers hold for as short a time as either; one says nothing of how long a failure to
+    /// get the other lasts.
     pub(super) fn or(self, other: Self) -> Self {
         let ttl = [self.ttl, other.ttl].into_iter().flatten().min();
         let said = if other.why > self.why { other } else { self };
-        Self { ttl, ..said }
+        if said.is_passing() { said } else { Self { ttl, ..said } }
+    }
+}
+
+impl Addresses {
+    /// Of what was `found`. The family that was `missed` could not be asked for, which is tried again soon.
+    pub(super) fn new(
+        found: impl IntoIterator<Item = IpAddr>,
+        ttl: Duration,
+        missed: Option<(Family, Failure)>,
+    ) -> Result<Self, Failure> {
+        let (list, left_out) = screened(found);
+        if list.is_empty() {
+            return Err(match left_out {
+                Some(problem) => Failure::new(Why::Unusable, problem),
+                None => Failure::new(Why::NoRecord, "the name has no address"),
+            });
+        }
+        let missing = missed
+            .as_ref()
+            .map(|(family, failure)| format!("its {} addresses are not known: {}", family.as_str(), failure.problem));
+        let problems: Vec<String> = left_out.into_iter().chain(missing).collect();
+        let problem = (!problems.is_empty()).then(|| problems.join("; "));
+        let lacks = missed.map(|(family, _)| family);
+        let ttl = if lacks.is_some() { ttl.min(PATIENT) } else { ttl };
+        Ok(Self { list, ttl, problem, lacks })
     }
 }
 
@@ -123,14 +160,19 @@ fn bounded(endpoints: Vec<Located>, problems: &mut Vec<String>) -> Vec<Located> 
     let mut endpoints: Vec<_> = once.into_values().collect();
     endpoints.sort_by_key(|located| located.priority);
     if endpoints.len() > MOST {
-        problems.push(format!("of {} addresses the first {MOST} are used", endpoints.len()));
+        problems.push(cut(endpoints.len()));
         endpoints.truncate(MOST);
     }
     endpoints
 }
 
+/// What is said of more than [`MOST`] addresses.
+pub(super) fn cut(count: usize) -> String {
+    format!("of {count} addresses the first {MOST} are used")
+}
+
 /// The addresses that can be dialled, in order and each once, and what is said of the others.
-pub(super) fn screened(found: impl IntoIterator<Item = IpAddr>) -> (Vec<IpAddr>, Option<String>) {
+fn screened(found: impl IntoIterator<Item = IpAddr>) -> (Vec<IpAddr>, Option<String>) {
     let (mut usable, mut left_out) = (BTreeSet::new(), BTreeSet::new());
     for ip in found {
         // What is IPv4 within IPv6 is that.
@@ -153,6 +195,7 @@ fn unusable(ip: IpAddr) -> Option<&'static str> {
         _ if ip.is_unspecified() => Some("unspecified"),
         _ if ip.is_multicast() => Some("multicast"),
         IpAddr::V4(ip) if ip.is_broadcast() => Some("broadcast"),
+        IpAddr::V4(ip) if ip.is_link_local() => Some("link-local"),
         IpAddr::V6(ip) if ip.is_unicast_link_local() => Some("link-local, without a zone"),
         _ => None,
     }
@@ -161,6 +204,9 @@ fn unusable(ip: IpAddr) -> Option<&'static str> {
 /// The least and the most that an answer holds, whatever its TTL.
 pub(super) const SHORTEST: Duration = Duration::from_secs(1);
 pub(super) const LONGEST: Duration = Duration::from_secs(300);
+
+/// The longest wait after a failure, in whole or in part.
+pub(super) const PATIENT: Duration = Duration::from_secs(30);
 
 /// The most addresses that an upstream has.
 pub(super) const MOST: usize = 1000;
@@ -175,11 +221,21 @@ mod tests {
 
     #[test]
     fn what_cannot_be_dialled_is_left_out_and_said() {
-        let found =
-            ["224.0.0.1", "0.0.0.0", "10.0.0.2", "255.255.255.255", "::", "ff02::1", "fe80::1", "::ffff:0.0.0.0"];
+        let found = [
+            "224.0.0.1",
+            "0.0.0.0",
+            "10.0.0.2",
+            "255.255.255.255",
+            "::",
+            "ff02::1",
+            "fe80::1",
+            "::ffff:0.0.0.0",
+            "169.254.0.1",
+            "::ffff:169.254.255.255",
+        ];
         let (usable, problem) = screened(found.map(|ip| ip.parse().unwrap()));
         assert_eq!(usable, ["10.0.0.2".parse::<IpAddr>().unwrap()]);
-        assert_eq!(problem.unwrap(), "0.0.0.0 and 5 more addresses are left out: it is unspecified");
+        assert_eq!(problem.unwrap(), "0.0.0.0 and 7 more addresses are left out: it is unspecified");
     }
 
     #[test]
@@ -209,11 +265,27 @@ mod tests {
     }
 
     #[test]
-    fn that_nobody_answers_is_said_before_that_a_name_is_not_there() {
+    fn that_nobody_answers_is_said_before_that_a_name_is_not_there_and_is_asked_again_as_soon_as_ever() {
         let no_name = Failure { ttl: Some(Duration::from_secs(9)), ..Failure::new(Why::NoName, "no name") };
         let silent = Failure::new(Why::NoAnswer, "silent");
         for failure in [no_name.clone().or(silent.clone()), silent.or(no_name)] {
-            assert_eq!((failure.problem.as_str(), failure.ttl), ("silent", Some(Duration::from_secs(9))));
+            assert_eq!((failure.problem.as_str(), failure.ttl), ("silent", None));
         }
+    }
+
+    #[test]
+    fn two_answers_hold_for_as_short_a_time_as_either() {
+        let no_name = Failure { ttl: Some(Duration::from_secs(9)), ..Failure::new(Why::NoName, "no name") };
+        let no_record = Failure { ttl: Some(Duration::from_secs(20)), ..Failure::new(Why::NoRecord, "no record") };
+        for failure in [no_name.clone().or(no_record.clone()), no_record.or(no_name)] {
+            assert_eq!((failure.problem.as_str(), failure.ttl), ("no record", Some(Duration::from_secs(9))));
+        }
+    }
+
+    #[test]
+    fn a_family_that_could_not_be_asked_for_is_asked_for_again_within_30_seconds() {
+        let found = |missed| Addresses::new(["10.0.0.1".parse().unwrap()], LONGEST, missed).unwrap().ttl;
+        assert_eq!(found(Some((Family::V6, Failure::no_answer()))), PATIENT);
+        assert_eq!(found(None), LONGEST);
     }
 }

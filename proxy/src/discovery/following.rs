@@ -2,7 +2,9 @@
 //!
 //! A failure takes nothing away: the last good addresses stay in force for as long as it lasts.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,8 +13,9 @@ use rand::Rng;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::answer::{Answer, Failure, MOST, SHORTEST};
+use super::answer::{Answer, Failure, MOST, PATIENT, SHORTEST, cut};
 use super::look_up::look_up;
+use super::services::Known;
 use super::{Located, Resolver};
 use crate::config::Address;
 
@@ -39,6 +42,8 @@ pub(crate) struct Discovery {
 struct Upstream {
     resolver: Arc<Resolver>,
     sources: Mutex<Vec<Source>>,
+    /// Whether its names have more addresses together than are used.
+    is_cut: AtomicBool,
     found: watch::Sender<Option<Arc<Found>>>,
     again: Arc<Notify>,
 }
@@ -59,7 +64,8 @@ pub(crate) fn follow(to: Vec<Address>, resolver: Arc<Resolver>, lifecycle: &Life
     let sources = to.into_iter().map(Source::new).collect();
     let (found, receiver) = watch::channel(None);
     let again = Arc::new(Notify::new());
-    let upstream = Upstream { resolver, sources: Mutex::new(sources), found, again: Arc::clone(&again) };
+    let (sources, is_cut) = (Mutex::new(sources), AtomicBool::new(false));
+    let upstream = Upstream { resolver, sources, is_cut, found, again: Arc::clone(&again) };
     upstream.publish(&upstream.sources.lock().unwrap_or_else(PoisonError::into_inner));
     if names.is_empty() {
         return Discovery { found: receiver, again, _fixed: Some(Arc::new(upstream.found)) };
@@ -101,12 +107,12 @@ impl Discovery {
 impl Upstream {
     /// Asks where one of the names leads to, over and over.
     async fn keep(&self, place: usize, of: &Address) {
-        let mut failures = 0;
+        let (mut failures, mut known) = (0, Known::new());
         let mut servers = self.resolver.servers();
         loop {
             let asked = Instant::now();
             let ask = Arc::clone(&servers.borrow_and_update());
-            let wait = match look_up(&ask, of).await {
+            let wait = match look_up(&ask, of, &mut known).await {
                 Ok(answer) => {
                     failures = 0;
                     let ttl = answer.ttl;
@@ -140,16 +146,22 @@ impl Upstream {
 
     /// Wakes nobody where nothing has changed.
     fn publish(&self, sources: &[Source]) {
-        let mut endpoints: Vec<Located> = Vec::new();
-        for located in sources.iter().filter_map(|source| source.endpoints.as_ref()).flatten() {
-            if endpoints.len() < MOST && !endpoints.iter().any(|other| other.address == located.address) {
-                endpoints.push(*located);
-            }
-        }
+        let all = sources.iter().filter_map(|source| source.endpoints.as_ref()).flatten();
+        let mut once = HashSet::new();
+        let mut endpoints: Vec<Located> = all.filter(|located| once.insert(located.address)).copied().collect();
+        let cut = (endpoints.len() > MOST).then(|| cut(endpoints.len()));
+        endpoints.truncate(MOST);
         if endpoints.is_empty() && sources.iter().any(Source::is_new) {
             return;
         }
-        let problems: Vec<&str> = sources.iter().filter_map(|source| source.problem.as_deref()).collect();
+        // Said once, though how many there are may change often.
+        if self.is_cut.swap(cut.is_some(), Ordering::Relaxed) != cut.is_some()
+            && let Some(problem) = &cut
+        {
+            tracing::warn!(problem, "an upstream's addresses are not all used");
+        }
+        let problems: Vec<&str> =
+            sources.iter().filter_map(|source| source.problem.as_deref()).chain(cut.as_deref()).collect();
         let problem = (!problems.is_empty()).then(|| problems.join("; "));
         let found = Found { endpoints, problem };
         self.found.send_if_modified(|current| {
@@ -221,9 +233,6 @@ fn spread(wait: Duration) -> Duration {
     wait.mul_f64(rand::rng().random_range(1.0..=1.1))
 }
 
-/// The longest wait after a failure.
-const PATIENT: Duration = Duration::from_secs(30);
-
 /// How many addresses are logged.
 const SHOWN: usize = 10;
 
@@ -253,7 +262,7 @@ mod tests {
         let (found, mut receiver) = watch::channel(None);
         let resolver = Resolver::start(None, &Lifecycle::new());
         let sources = Mutex::new(vec![Source::new("api.test:1".parse().unwrap())]);
-        let upstream = Upstream { resolver, sources, found, again: Arc::default() };
+        let upstream = Upstream { resolver, sources, is_cut: AtomicBool::new(false), found, again: Arc::default() };
         let answer = |ip: &str, problem: Option<&str>| {
             let endpoints = vec![Located::plain(SocketAddr::new(ip.parse().unwrap(), 1))];
             Answer::new(endpoints, SHORTEST, problem.map(Into::into).into_iter().collect(), None)
@@ -288,6 +297,16 @@ mod tests {
         assert_eq!(source.endpoints, Some(endpoints(&["10.0.0.2", "::1"])));
         source.found(Answer::new(endpoints(&["10.0.0.2"]), SHORTEST, Vec::new(), None));
         assert_eq!(source.endpoints, Some(endpoints(&["10.0.0.2"])));
+    }
+
+    #[tokio::test]
+    async fn of_a_list_with_more_than_a_thousand_addresses_the_first_are_used_and_that_is_said() {
+        let lifecycle = Lifecycle::new();
+        let to = (1..=1500).map(|port| Address::Socket(([10, 0, 0, 1], port).into())).collect();
+        let discovery = follow(to, Resolver::start(None, &lifecycle), &lifecycle);
+        let found = discovery.watch().borrow().clone().unwrap();
+        assert_eq!((found.endpoints.len(), found.endpoints.last().unwrap().address.port()), (1000, 1000));
+        assert_eq!(found.problem.as_deref(), Some("of 1500 addresses the first 1000 are used"));
     }
 
     #[tokio::test]

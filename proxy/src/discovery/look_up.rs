@@ -6,16 +6,16 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::Located;
-use super::answer::{Addresses, Answer, Failure, LONGEST, Why};
+use super::answer::{Addresses, Answer, Failure, LONGEST};
 use super::servers::Servers;
-use super::services::services;
+use super::services::{Known, services};
 use crate::config::Address;
 
-/// Asks `servers` where `of` leads to. It ends within [`LIMIT`].
-pub(super) async fn look_up(servers: &Servers, of: &Address) -> Result<Answer, Failure> {
+/// Asks `servers` where `of` leads to. It ends within [`LIMIT`]. `known` is what the look-ups of it before have found.
+pub(super) async fn look_up(servers: &Servers, of: &Address, known: &mut Known) -> Result<Answer, Failure> {
     let began = Instant::now();
-    let found = timeout(LIMIT, ask(servers, of)).await;
-    let found = found.unwrap_or_else(|_| Err(Failure::new(Why::NoAnswer, "no DNS server answers in time")));
+    let found = timeout(LIMIT, ask(servers, of, known)).await;
+    let found = found.unwrap_or_else(|_| Err(Failure::no_answer()));
     let result = found.as_ref().map_or_else(|failure| failure.why.as_str(), |_| "ok");
     metrics::counter!("countersign_dns_lookups_total", "result" => result).increment(1);
     metrics::histogram!("countersign_dns_lookup_duration_seconds").record(began.elapsed().as_secs_f64());
@@ -26,7 +26,7 @@ pub(super) async fn look_up(servers: &Servers, of: &Address) -> Result<Answer, F
     }
 }
 
-async fn ask(servers: &Servers, of: &Address) -> Result<Answer, Failure> {
+async fn ask(servers: &Servers, of: &Address, known: &mut Known) -> Result<Answer, Failure> {
     match of {
         Address::Socket(address) => Ok(Answer::new(vec![Located::plain(*address)], LONGEST, Vec::new(), None)),
         Address::Name(host, port) => {
@@ -34,7 +34,7 @@ async fn ask(servers: &Servers, of: &Address) -> Result<Answer, Failure> {
             let endpoints = list.into_iter().map(|ip| Located::plain(SocketAddr::new(ip, *port))).collect();
             Ok(Answer::new(endpoints, ttl, problem.into_iter().collect(), lacks))
         }
-        Address::Srv(name) => services(servers, name).await,
+        Address::Srv(name) => services(servers, name, known).await,
     }
 }
 

@@ -9,7 +9,7 @@ use countersign_config::{Changes, Patient};
 use countersign_runtime::Lifecycle;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::following::{Discovery, follow};
 use super::servers::Servers;
@@ -21,16 +21,11 @@ pub(crate) struct Resolver {
     servers: watch::Sender<Arc<Servers>>,
     /// What the configuration says, in place of `/etc/resolv.conf`.
     dns: watch::Sender<Option<Dns>>,
-    /// What was dialled by name.
-    dialled: Mutex<HashMap<Address, Dialled>>,
+    /// What is followed, for all that lead there: a listener that is made anew has the last good addresses.
+    followed: Mutex<HashMap<Vec<Address>, Discovery>>,
     lifecycle: Lifecycle,
     /// Where names are asked for: not by those who carry traffic.
     runtime: Handle,
-}
-
-struct Dialled {
-    discovery: Discovery,
-    last: Instant,
 }
 
 impl Resolver {
@@ -54,7 +49,7 @@ impl Resolver {
         let resolver = Arc::new(Self {
             servers: watch::Sender::new(Arc::new(servers)),
             dns: watch::Sender::new(dns.cloned()),
-            dialled: Mutex::default(),
+            followed: Mutex::default(),
             lifecycle: lifecycle.clone(),
             runtime: Handle::current(),
         });
@@ -71,6 +66,22 @@ impl Resolver {
         });
     }
 
+    /// What `to` leads to, from now on until [`Resolver::retain`] leaves it out.
+    pub(crate) fn follow(self: &Arc<Self>, to: &[Address]) -> Discovery {
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(discovery) = followed.get(to) {
+            return discovery.clone();
+        }
+        let discovery = follow(to.to_vec(), Arc::clone(self), &self.lifecycle);
+        followed.insert(to.to_vec(), discovery.clone());
+        discovery
+    }
+
+    /// Follows only what is `wanted`, and for as long as they last what others look at still.
+    pub(crate) fn retain(&self, wanted: impl Fn(&[Address]) -> bool) {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner).retain(|to, _| wanted(to));
+    }
+
     /// The addresses that `of` leads to, in the order in which to try them; never none. Only who comes first waits for an
     /// answer: from then on the name is followed, and what was found last stays where it cannot be asked for.
     ///
@@ -80,7 +91,7 @@ impl Resolver {
         if let Address::Socket(address) = of {
             return Ok(vec![*address]);
         }
-        let discovery = self.dialled(of);
+        let discovery = self.follow(std::slice::from_ref(of));
         let found = discovery.first().await.ok_or("this sidecar stops")?;
         if found.endpoints.is_empty() {
             discovery.again();
@@ -91,9 +102,9 @@ impl Resolver {
 
     /// Asks for `of` again now, for none of its addresses can be reached.
     pub(crate) fn again(&self, of: &Address) {
-        let dialled = self.dialled.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(dialled) = dialled.get(of) {
-            dialled.discovery.again();
+        let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(discovery) = followed.get(std::slice::from_ref(of)) {
+            discovery.again();
         }
     }
 
@@ -105,20 +116,6 @@ impl Resolver {
     /// Where names are asked for.
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
-    }
-
-    fn dialled(self: &Arc<Self>, of: &Address) -> Discovery {
-        let now = Instant::now();
-        let mut all = self.dialled.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(dialled) = all.get_mut(of) {
-            dialled.last = now;
-            return dialled.discovery.clone();
-        }
-        // Another name is new with a new configuration, which may have no use for an old one.
-        all.retain(|_, dialled| now.duration_since(dialled.last) < KEPT);
-        let discovery = follow(vec![of.clone()], Arc::clone(self), &self.lifecycle);
-        all.insert(of.clone(), Dialled { discovery: discovery.clone(), last: now });
-        discovery
     }
 
     /// Reads the files again as they change, and asks others as the configuration does. `refused` is why they could not be
@@ -157,6 +154,3 @@ impl Resolver {
 
 /// How soon files that could not be used are read again.
 const AGAIN: Duration = Duration::from_secs(1);
-
-/// How long a name is followed at least after it was dialled.
-const KEPT: Duration = Duration::from_secs(600);

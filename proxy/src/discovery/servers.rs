@@ -12,10 +12,10 @@ use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::{Query, ResponseCode};
-use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::proto::rr::{Name, Record, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 
-use super::answer::{Addresses, Failure, Family, LONGEST, Why, screened};
+use super::answer::{Addresses, Failure, Family, LONGEST, SHORTEST, Why};
 
 /// Who is asked for names, and what is known of them here.
 pub(super) struct Servers {
@@ -34,7 +34,7 @@ impl Servers {
         // Answers are kept by who asks: the library's own cache would hold back a change that is asked for.
         options.cache_size = 0;
         options.use_hosts_file = ResolveHosts::Never;
-        options.timeout = options.timeout.min(PATIENCE);
+        options.timeout = options.timeout.clamp(SHORTEST, PATIENCE);
         options.attempts = options.attempts.min(ONCE_MORE);
         let ndots = options.ndots;
         let (domain, search, servers) = config.into_parts();
@@ -67,11 +67,11 @@ impl Servers {
     pub(super) async fn addresses(&self, host: &str) -> Result<Addresses, Failure> {
         let name = parsed(host)?;
         if let Some(known) = self.known(&name) {
-            return Ok(known);
+            return known;
         }
         let mut failed: Option<Failure> = None;
         for name in self.candidates(&name) {
-            match self.both(&name).await {
+            match self.both(&name, &[]).await {
                 Ok(found) => return Ok(found),
                 Err(failure) => failed = Some(later(failed, failure)?),
             }
@@ -79,12 +79,21 @@ impl Servers {
         Err(failed.unwrap_or_else(no_name))
     }
 
-    /// The addresses of a name that is given in full.
-    pub(super) async fn addresses_of(&self, name: &Name) -> Result<Addresses, Failure> {
+    /// The addresses of a name that is given in full. A family that is `enclosed` in another answer is not asked for.
+    pub(super) async fn addresses_of(&self, name: &Name, enclosed: &[&Record]) -> Result<Addresses, Failure> {
         match self.known(name) {
-            Some(known) => Ok(known),
-            None => self.both(name).await,
+            Some(known) => known,
+            None => self.both(name, enclosed).await,
         }
+    }
+
+    /// As [`Servers::addresses_of`], without asking anybody; `None` where nothing is at hand.
+    pub(super) fn at_hand(&self, name: &Name, enclosed: &[&Record]) -> Option<Result<Addresses, Failure>> {
+        self.known(name).or_else(|| {
+            let ttl = enclosed.iter().map(|record| record.ttl).min()?;
+            let found = enclosed.iter().filter_map(|record| record.data.ip_addr());
+            Some(Addresses::new(found, Duration::from_secs(ttl.into()), None))
+        })
     }
 
     /// The records of `kind` of the first of the names that `name` may stand for.
@@ -102,7 +111,7 @@ impl Servers {
 
     /// What needs no server: the hosts file as it stands, for its owner is this machine's; and `localhost`, which is this
     /// machine whatever anybody says (RFC 6761, section 6.3): what goes there may go in plain.
-    fn known(&self, name: &Name) -> Option<Addresses> {
+    fn known(&self, name: &Name) -> Option<Result<Addresses, Failure>> {
         let mut listed = Vec::new();
         for kind in [RecordType::A, RecordType::AAAA] {
             let found = self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
@@ -116,8 +125,7 @@ impl Servers {
                 listed = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
             }
         }
-        let (list, problem) = screened(listed);
-        (!list.is_empty()).then_some(Addresses { list, ttl: LONGEST, problem, lacks: None })
+        (!listed.is_empty()).then(|| Addresses::new(listed, LONGEST, None))
     }
 
     /// The names that `name` may stand for, in full, in the order in which they are asked for.
@@ -135,46 +143,54 @@ impl Servers {
     }
 
     /// The A and AAAA records of a name in full. That one kind cannot be had does not hold back the other.
-    async fn both(&self, name: &Name) -> Result<Addresses, Failure> {
-        let (v4, v6) = tokio::join!(self.ask(name, RecordType::A), self.ask(name, RecordType::AAAA));
-        let (found, failure, lacks) = match (v4, v6) {
-            (Ok(v4), Ok(v6)) => (vec![v4, v6], None, None),
-            (Ok(v4), Err(failure)) => (vec![v4], Some(failure), Some(Family::V6)),
-            (Err(failure), Ok(v6)) => (vec![v6], Some(failure), Some(Family::V4)),
+    async fn both(&self, name: &Name, enclosed: &[&Record]) -> Result<Addresses, Failure> {
+        let (v4, v6) =
+            tokio::join!(self.family(name, RecordType::A, enclosed), self.family(name, RecordType::AAAA, enclosed));
+        let (found, ttl, missed) = match (v4, v6) {
+            (Ok((v4, ttl)), Ok((v6, other))) => ([v4, v6].concat(), ttl.min(other), None),
+            (Ok((v4, ttl)), Err(failure)) => (v4, ttl, Some((Family::V6, failure))),
+            (Err(failure), Ok((v6, ttl))) => (v6, ttl, Some((Family::V4, failure))),
+            // That there is no such name goes for both.
+            (Err(failure), Err(_)) | (Err(_), Err(failure)) if failure.why == Why::NoName => return Err(failure),
             (Err(v4), Err(v6)) => return Err(v4.or(v6)),
         };
         // That there are none of a family is an answer.
-        let missed = failure.zip(lacks).filter(|(failure, _)| failure.why > Why::NoRecord);
-        let ttl = found.iter().map(left).min().unwrap_or_default();
-        let records = found.iter().flat_map(Lookup::answers);
-        let (list, left_out) = screened(records.filter_map(|record| record.data.ip_addr()));
-        if list.is_empty() {
-            return Err(match left_out {
-                Some(problem) => Failure::new(Why::Unusable, problem),
-                None => Failure::new(Why::NoRecord, "the name has no address"),
-            });
-        }
-        let missing = missed
-            .as_ref()
-            .map(|(failure, family)| format!("its {} addresses are not known: {}", family.as_str(), failure.problem));
-        let problems: Vec<String> = left_out.into_iter().chain(missing).collect();
-        let problem = (!problems.is_empty()).then(|| problems.join("; "));
-        Ok(Addresses { list, ttl, problem, lacks: missed.map(|(_, family)| family) })
+        Addresses::new(found, ttl, missed.filter(|(_, failure)| failure.is_passing()))
     }
 
-    /// The records of a name in full.
-    async fn ask(&self, name: &Name, kind: RecordType) -> Result<Lookup, Failure> {
-        let mut failure = Failure::new(Why::NoAnswer, "there is no DNS server");
-        for servers in &self.ask {
-            match servers.lookup(name.clone(), kind).await {
-                Ok(found) => return Ok(found),
-                Err(error) => failure = failed(&error, kind),
-            }
-            if failure.why != Why::Unable {
-                break;
-            }
+    /// The addresses of one kind, and how long they hold.
+    async fn family(
+        &self,
+        name: &Name,
+        kind: RecordType,
+        enclosed: &[&Record],
+    ) -> Result<(Vec<IpAddr>, Duration), Failure> {
+        let enclosed: Vec<_> = enclosed.iter().filter(|record| record.record_type() == kind).collect();
+        if let Some(ttl) = enclosed.iter().map(|record| record.ttl).min() {
+            let found = enclosed.iter().filter_map(|record| record.data.ip_addr()).collect();
+            return Ok((found, Duration::from_secs(ttl.into())));
         }
-        Err(failure)
+        let found = self.ask(name, kind).await?;
+        Ok((found.answers().iter().filter_map(|record| record.data.ip_addr()).collect(), left(&found)))
+    }
+
+    /// The records of a name in full. The word of a server that can tell counts; where none can, the most telling.
+    async fn ask(&self, name: &Name, kind: RecordType) -> Result<Lookup, Failure> {
+        let mut failed: Option<Failure> = None;
+        for servers in &self.ask {
+            let failure = match servers.lookup(name.clone(), kind).await {
+                Ok(found) => return Ok(found),
+                Err(error) => because(&error, kind),
+            };
+            failed = Some(match failed {
+                _ if !failure.is_passing() => return Err(failure),
+                // The first has asked all.
+                None if failure.why == Why::NoAnswer => return Err(failure),
+                None => failure,
+                Some(before) => before.or(failure),
+            });
+        }
+        Err(failed.unwrap_or_else(|| Failure::new(Why::NoAnswer, "there is no DNS server")))
     }
 }
 
@@ -187,11 +203,12 @@ fn parsed(name: &str) -> Result<Name, Failure> {
     Name::from_ascii(name).map_err(|error| Failure::new(Why::NoName, format!("it is no name of DNS: {error}")))
 }
 
-/// What is kept of the failure of one name, where the next one is asked for; an error where it is not. Where nobody answers,
-/// that may be somebody's doing: it must not lead on to a name that he has.
+/// What is kept of the failure of one name, where the next one is asked for; an error where it is not. Where nobody answers or
+/// can tell, the name may be there, and that may be somebody's doing: it must not lead on to a name that he has. A server
+/// refuses what it does not serve, such as a search domain of somewhere else.
 fn later(before: Option<Failure>, failure: Failure) -> Result<Failure, Failure> {
     match before {
-        _ if failure.why >= Why::Unusable => Err(failure),
+        _ if failure.why > Why::Refused => Err(failure),
         Some(before) => Ok(before.or(failure)),
         None => Ok(failure),
     }
@@ -201,7 +218,7 @@ fn no_name() -> Failure {
     Failure::new(Why::NoName, "DNS has no such name")
 }
 
-fn failed(error: &NetError, kind: RecordType) -> Failure {
+fn because(error: &NetError, kind: RecordType) -> Failure {
     match error {
         NetError::Dns(DnsError::NoRecordsFound(none)) => {
             let mut failure = match none.response_code {
@@ -212,13 +229,17 @@ fn failed(error: &NetError, kind: RecordType) -> Failure {
             failure.ttl = none.negative_ttl.map(|seconds| Duration::from_secs(seconds.into()));
             failure
         }
-        NetError::Dns(DnsError::ResponseCode(code)) => Failure::new(Why::Unable, format!("DNS answers: {code}")),
-        NetError::Timeout => Failure::new(Why::NoAnswer, "no DNS server answers in time"),
+        NetError::Dns(DnsError::ResponseCode(code)) => {
+            let why = if *code == ResponseCode::Refused { Why::Refused } else { Why::Unable };
+            Failure::new(why, format!("DNS answers: {code}"))
+        }
+        NetError::Timeout => Failure::no_answer(),
         error => Failure::new(Why::NoAnswer, format!("no DNS server answers: {error}")),
     }
 }
 
-/// How long one attempt may take, and how many follow the first: what `resolv.conf` says, if that is less.
+/// How long one attempt may take, and how many follow the first: what `resolv.conf` says, if that is less, but no attempt has
+/// less than [`SHORTEST`].
 const PATIENCE: Duration = Duration::from_secs(2);
 const ONCE_MORE: usize = 1;
 
@@ -252,6 +273,14 @@ mod tests {
             let found = servers.addresses(name).await.unwrap();
             assert_eq!(found.list, ["10.1.2.3".parse::<IpAddr>().unwrap()]);
         }
+    }
+
+    #[tokio::test]
+    async fn dns_is_not_asked_for_a_name_to_which_the_hosts_file_gives_no_usable_address() {
+        let servers = servers("nameserver 127.0.0.1\n", "0.0.0.0 app\n:: app\n");
+        let failure = servers.addresses("app").await.unwrap_err();
+        assert_eq!(failure.why, Why::Unusable);
+        assert_eq!(failure.problem, "0.0.0.0 and 1 more addresses are left out: it is unspecified");
     }
 
     #[tokio::test]

@@ -4,36 +4,50 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::StreamExt;
+use futures::stream::iter;
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::proto::rr::rdata::SRV;
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
+use tokio::time::{Instant, timeout_at};
 
 use super::Located;
-use super::answer::{Answer, Failure, Why, screened};
+use super::answer::{Addresses, Answer, Failure, PATIENT, Why};
 use super::servers::{Servers, left};
 
+/// The addresses of targets, by name.
+pub(super) type Known = HashMap<Name, Vec<IpAddr>>;
+
 /// The addresses of the targets that have been found.
-#[derive(Default)]
-struct Targets {
-    found: HashMap<Name, Vec<IpAddr>>,
+struct Targets<'a> {
+    found: Known,
+    /// Those of the answer before.
+    known: &'a Known,
     /// What the answer as a whole holds for.
     ttl: Duration,
+    /// Whether any target was found anew.
+    fresh: bool,
     /// Of those that were not found, or not whole.
     problems: Vec<String>,
     failure: Option<Failure>,
 }
 
-/// Where the service `name` is offered.
-pub(super) async fn services(servers: &Servers, name: &str) -> Result<Answer, Failure> {
+/// Where the service `name` is offered. A target that cannot be asked for has the addresses that are `known` of it, which are
+/// those of this answer from now on.
+pub(super) async fn services(servers: &Servers, name: &str, known: &mut Known) -> Result<Answer, Failure> {
+    let until = Instant::now() + IN_TIME;
     let found = servers.records(name, RecordType::SRV).await?;
     let records = records(&found);
     if records.is_empty() {
         return Err(Failure::new(Why::NoRecord, "its SRV records say that the service is not offered"));
     }
-    let mut targets = Targets { ttl: left(&found), ..Targets::default() };
-    targets.take_enclosed(&found, &records);
-    targets.look_up(servers, &records).await;
+    let (ttl, problems) = (left(&found), Vec::new());
+    let mut targets = Targets { found: Known::new(), known, ttl, fresh: false, problems, failure: None };
+    targets.look_up(servers, &found, &records, until).await;
+    if !targets.fresh {
+        let failure = targets.failure.unwrap_or_else(|| Failure::new(Why::NoRecord, "no target has an address"));
+        return Err(Failure { problem: format!("of its SRV records, {}", failure.problem), ..failure });
+    }
     let mut endpoints = Vec::new();
     for srv in &records {
         let addresses = targets.found.get(&srv.target).into_iter().flatten();
@@ -43,11 +57,9 @@ pub(super) async fn services(servers: &Servers, name: &str) -> Result<Answer, Fa
             priority: srv.priority,
         }));
     }
-    if endpoints.is_empty() {
-        let failure = targets.failure.unwrap_or_else(|| Failure::new(Why::NoRecord, "no target has an address"));
-        return Err(Failure { problem: format!("of its SRV records, {}", failure.problem), ..failure });
-    }
-    Ok(Answer::new(endpoints, targets.ttl, targets.problems, None))
+    let Targets { found, ttl, problems, .. } = targets;
+    *known = found;
+    Ok(Answer::new(endpoints, ttl, problems, None))
 }
 
 /// The records that lead somewhere, those of the lowest priority first.
@@ -62,72 +74,83 @@ fn records(found: &Lookup) -> Vec<&SRV> {
     records
 }
 
-impl Targets {
-    /// What came with the answer.
-    fn take_enclosed(&mut self, found: &Lookup, records: &[&SRV]) {
-        let mut enclosed: HashMap<&Name, (Vec<IpAddr>, u32)> = HashMap::new();
-        for record in found.additionals() {
-            let Some(ip) = record.data.ip_addr() else { continue };
-            let (addresses, ttl) = enclosed.entry(&record.name).or_insert_with(|| (Vec::new(), record.ttl));
-            addresses.push(ip);
-            *ttl = record.ttl.min(*ttl);
-        }
-        for srv in records {
-            if let Some((addresses, ttl)) = enclosed.remove(&srv.target) {
-                self.ttl = self.ttl.min(Duration::from_secs(ttl.into()));
-                self.take(&srv.target, addresses);
-            }
-        }
+/// The addresses that came with the answer.
+fn enclosed(found: &Lookup) -> HashMap<&Name, Vec<&Record>> {
+    let mut enclosed: HashMap<&Name, Vec<&Record>> = HashMap::new();
+    for record in found.additionals().iter().filter(|record| record.data.ip_addr().is_some()) {
+        enclosed.entry(&record.name).or_default().push(record);
     }
+    enclosed
+}
 
-    /// The rest, a few at a time.
-    async fn look_up(&mut self, servers: &Servers, records: &[&SRV]) {
-        let mut others: Vec<&Name> = Vec::new();
+impl Targets<'_> {
+    /// What came with the answer, and the rest a few at a time, `until` then.
+    async fn look_up(&mut self, servers: &Servers, found: &Lookup, records: &[&SRV], until: Instant) {
+        let enclosed = enclosed(found);
+        let enclosed = |target: &Name| enclosed.get(target).map_or(&[][..], Vec::as_slice);
+        let mut targets: Vec<&Name> = Vec::new();
         for srv in records {
-            if !self.found.contains_key(&srv.target) && !others.contains(&&srv.target) {
-                others.push(&srv.target);
-            }
-            if others.len() > LOOKED_UP {
-                others.truncate(LOOKED_UP);
-                self.problems.push(format!("of its targets only {LOOKED_UP} are looked up"));
-                break;
+            if !targets.contains(&&srv.target) {
+                targets.push(&srv.target);
             }
         }
-        for some in others.chunks(AT_ONCE) {
-            let answers = join_all(some.iter().map(|target| servers.addresses_of(target))).await;
-            for (target, answer) in some.iter().zip(answers) {
-                match answer {
-                    Ok(addresses) => {
-                        self.ttl = self.ttl.min(addresses.ttl);
-                        self.problems.extend(addresses.problem.map(|problem| said(target, &problem)));
-                        self.take(target, addresses.list);
-                    }
-                    Err(failure) => self.failed(target, failure),
-                }
+        // One family does not say that there is none of the other. But those of which nothing came go before.
+        let is_whole = |target: &Name| {
+            [RecordType::A, RecordType::AAAA]
+                .iter()
+                .all(|kind| enclosed(target).iter().any(|record| record.record_type() == *kind))
+        };
+        let (mut at_hand, mut asked): (Vec<&Name>, Vec<&Name>) = targets.into_iter().partition(|name| is_whole(name));
+        asked.sort_by_key(|target| !enclosed(target).is_empty());
+        at_hand.extend(asked.split_off(LOOKED_UP.min(asked.len())));
+        let mut left_out = false;
+        for target in at_hand {
+            match servers.at_hand(target, enclosed(target)) {
+                Some(answer) => self.take(target, answer),
+                None => left_out = true,
             }
+        }
+        if left_out {
+            self.problems.insert(0, format!("of its targets only {LOOKED_UP} are looked up"));
+        }
+        let ask = asked.iter().map(|target| timeout_at(until, servers.addresses_of(target, enclosed(target))));
+        let answers: Vec<_> = iter(ask.collect::<Vec<_>>()).buffered(AT_ONCE).collect().await;
+        for (target, answer) in asked.iter().zip(answers) {
+            self.take(target, answer.unwrap_or_else(|_| Err(Failure::no_answer())));
         }
         // An answer that costs many questions holds longer: its zone could make every sidecar ask without pause.
-        self.ttl = self.ttl.max(Duration::from_secs((others.len() / AT_ONCE) as u64));
+        self.ttl = self.ttl.max(Duration::from_secs((asked.len() / AT_ONCE) as u64));
         // Of many targets that fail alike the first are enough.
         self.problems.truncate(SAID);
     }
 
-    fn take(&mut self, target: &Name, addresses: Vec<IpAddr>) {
-        let (addresses, left_out) = screened(addresses);
-        match left_out {
-            Some(problem) if addresses.is_empty() => self.failed(target, Failure::new(Why::Unusable, problem)),
-            left_out => self.problems.extend(left_out.map(|problem| said(target, &problem))),
-        }
+    fn take(&mut self, target: &Name, answer: Result<Addresses, Failure>) {
+        let before = self.known.get(target).into_iter().flatten().copied();
+        let addresses: Vec<IpAddr> = match answer {
+            Ok(Addresses { mut list, ttl, problem, lacks }) => {
+                self.fresh = true;
+                self.ttl = self.ttl.min(ttl);
+                self.problems.extend(problem.map(|problem| said(target, &problem)));
+                // What could not be asked for is as it was.
+                list.extend(before.filter(|ip| lacks.is_some_and(|family| family.holds(*ip))));
+                list
+            }
+            Err(failure) => {
+                let failure = Failure { problem: said(target, &failure.problem), ..failure };
+                self.problems.push(failure.problem.clone());
+                let passing = failure.is_passing();
+                self.failure = Some(match self.failure.take() {
+                    Some(before) => before.or(failure),
+                    None => failure,
+                });
+                if !passing {
+                    return;
+                }
+                self.ttl = self.ttl.min(PATIENT);
+                before.collect()
+            }
+        };
         self.found.insert(target.clone(), addresses);
-    }
-
-    fn failed(&mut self, target: &Name, failure: Failure) {
-        let failure = Failure { problem: said(target, &failure.problem), ..failure };
-        self.problems.push(failure.problem.clone());
-        self.failure = Some(match self.failure.take() {
-            Some(before) => before.or(failure),
-            None => failure,
-        });
     }
 }
 
@@ -139,6 +162,9 @@ fn said(target: &Name, problem: &str) -> String {
 /// How many targets are looked up, and how many at once: a single answer could name four thousand.
 const LOOKED_UP: usize = 128;
 const AT_ONCE: usize = 8;
+
+/// How long targets are asked for: what was found until then counts, before the look-up as a whole has failed.
+const IN_TIME: Duration = Duration::from_secs(8);
 
 /// How many problems are told.
 const SAID: usize = 3;

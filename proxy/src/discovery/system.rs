@@ -50,8 +50,21 @@ impl System {
         if !names_one {
             return Ok(on_this_machine());
         }
+        for server in zoned(&text) {
+            tracing::warn!(server, "the zone of a name server is not taken here; without it the server is not reached");
+        }
         parse_resolv_conf(text).map_err(|error| format!("{}: {error}", self.resolv_conf.display()))
     }
+}
+
+/// The servers of a `resolv.conf` that are written with a zone (`fe80::1%eth0`), which the library drops.
+fn zoned(text: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(text);
+    let server = |line: &str| {
+        let mut words = line.split_whitespace();
+        words.next().filter(|word| *word == "nameserver").and_then(|_| words.next().map(ToOwned::to_owned))
+    };
+    text.lines().filter_map(server).filter(|server| server.contains('%')).collect()
 }
 
 /// The server on this machine, as resolv.conf(5) has it where none is named.
@@ -81,3 +94,14 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, String> {
 
 /// The longest of these files that is read.
 const LIMIT: u64 = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_with_a_zone_are_found_out() {
+        let text = b"# nameserver fe80::9%eth0\nnameserver fe80::1%eth0\n  nameserver\tfe80::2%3\nnameserver ::1\nsearch a%b\n";
+        assert_eq!(zoned(text), ["fe80::1%eth0", "fe80::2%3"]);
+    }
+}

@@ -16,8 +16,11 @@ use super::following::{Discovery, Found, follow};
 use super::look_up::look_up;
 use super::resolver::Resolver;
 use super::servers::Servers;
+use super::services::Known;
 use super::system::System;
 use crate::config::{Address, Dns};
+
+mod odd;
 
 /// A DNS server, and who asks it.
 struct Ground {
@@ -38,7 +41,7 @@ impl Ground {
 
     async fn look_up(&self, of: &str) -> Result<Answer, Failure> {
         let servers = Arc::clone(&self.resolver.servers().borrow());
-        look_up(&servers, &address(of)).await
+        look_up(&servers, &address(of), &mut Known::new()).await
     }
 
     fn follow(&self, of: &[&str]) -> Discovery {
@@ -158,6 +161,15 @@ async fn of_many_targets_128_are_looked_up_and_the_answer_holds_the_longer() {
 }
 
 #[tokio::test]
+async fn of_more_targets_than_are_looked_up_those_are_used_whose_addresses_came_with_the_answer() {
+    let records =
+        (0..150).map(|number| format!("_mesh._tcp SRV 1 1 8000 target-{number}\ntarget-{number} A 127.0.1.{number}\n"));
+    let ground = Ground::start(&records.collect::<String>()).await;
+    let answer = ground.look_up("srv://_mesh._tcp.mesh.test").await.unwrap();
+    assert_eq!((answer.endpoints.len(), answer.problem), (150, None));
+}
+
+#[tokio::test]
 async fn a_name_that_is_not_there_is_said_and_found_once_it_is_and_stays_when_it_goes() {
     let mut ground = Ground::start("").await;
     let discovery = ground.follow(&["api.mesh.test:80"]);
@@ -184,7 +196,7 @@ async fn a_name_without_addresses_and_one_in_a_circle_are_failures_with_their_re
     let failure = ground.look_up("api.elsewhere.test:80").await.unwrap_err();
     assert_eq!(
         (failure.why, failure.problem.as_str()),
-        (Why::Unable, "api.elsewhere.test: DNS answers: Query Refused")
+        (Why::Refused, "api.elsewhere.test: DNS answers: Query Refused")
     );
 }
 
@@ -232,10 +244,10 @@ async fn a_search_domain_that_cannot_be_asked_about_does_not_hide_the_next_but_i
     let search = ["elsewhere.test.", "mesh.test."].map(|domain| domain.parse().unwrap()).to_vec();
     let config = ResolverConfig::from_parts(None, search, vec![server]);
     let servers = Servers::new(config, ResolverOpts::default(), b"").unwrap();
-    let answer = look_up(&servers, &address("api:80")).await.unwrap();
+    let answer = look_up(&servers, &address("api:80"), &mut Known::new()).await.unwrap();
     assert_eq!(answer.endpoints.first().unwrap().address, "127.0.0.2:80".parse().unwrap());
-    let failure = look_up(&servers, &address("no:80")).await.unwrap_err();
-    assert_eq!((failure.why, failure.problem.as_str()), (Why::Unable, "no: DNS answers: Query Refused"));
+    let failure = look_up(&servers, &address("no:80"), &mut Known::new()).await.unwrap_err();
+    assert_eq!((failure.why, failure.problem.as_str()), (Why::Refused, "no: DNS answers: Query Refused"));
 }
 
 #[tokio::test]
@@ -245,8 +257,9 @@ async fn one_server_that_is_silent_and_one_that_refuses_do_not_keep_another_from
     let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let other = Knot::serving("other.test", &ground.directory.path().join("other"), free_address(), "").await;
     let (silent, refuses, good) = (silent.local_addr().unwrap(), other.address(), ground.knot.address());
-    for servers in [[silent, good], [good, silent], [refuses, good], [good, refuses]] {
-        let resolver = asking(ground.directory.path(), &servers, &ground.lifecycle);
+    let pairs = [[silent, good], [good, silent], [refuses, good], [good, refuses]];
+    for servers in pairs.iter().map(|pair| &pair[..]).chain([&[refuses, silent, good][..]]) {
+        let resolver = asking(ground.directory.path(), servers, &ground.lifecycle);
         let found = resolver.addresses(&address("api.mesh.test:80")).await;
         assert_eq!(found, Ok(vec!["127.0.0.2:80".parse().unwrap()]), "{servers:?}");
     }
@@ -315,6 +328,39 @@ async fn nobody_is_asked_any_more_when_nobody_looks() {
         if resolver.strong_count() < followed { Ok(()) } else { Err("it holds the resolver") }
     })
     .await;
+}
+
+#[tokio::test]
+async fn who_comes_later_has_the_last_good_addresses_also_while_the_server_is_away() {
+    let mut ground = Ground::start("api 1 A 127.0.0.2").await;
+    let to = [address("api.mesh.test:80")];
+    let (first, second) = (ground.resolver.follow(&to), ground.resolver.follow(&to));
+    let found = first.first().await.unwrap();
+    ground.knot.kill();
+    assert!(Arc::ptr_eq(&found, second.watch().borrow().as_ref().unwrap()), "it is asked for once");
+    drop((first, second));
+    let later = ground.resolver.follow(&to);
+    let found = later.watch().borrow().clone().expect("nobody waits for a look-up");
+    assert_eq!(shown(&found), ["127.0.0.2:80"]);
+}
+
+#[tokio::test]
+async fn what_the_configuration_has_no_more_is_not_followed_any_more_and_the_rest_is() {
+    let ground = Ground::start("old 1 A 127.0.0.2\nnew 1 A 127.0.0.3").await;
+    let [old, new] = ["old.mesh.test:80", "new.mesh.test:80"].map(address);
+    for of in [&old, &new] {
+        ground.resolver.addresses(of).await.unwrap();
+    }
+    let resolver = Arc::downgrade(&ground.resolver);
+    let followed = resolver.strong_count();
+    ground.resolver.retain(|to| to == [new.clone()]);
+    eventually("one task has ended", async || match resolver.strong_count() {
+        count if count == followed - 1 => Ok(()),
+        count => Err(format!("{count} of {followed} hold the resolver")),
+    })
+    .await;
+    let found = ground.resolver.follow(&[new]).watch().borrow().clone().unwrap();
+    assert_eq!(shown(&found), ["127.0.0.3:80"]);
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use crate::guard::framing::head;
 use crate::http1::body::Body;
 use crate::http1::response::Asked;
 use crate::live::{Connection, Cut, Ticket, Wire};
+use crate::mirror::Plain;
 use crate::pool::{Turn, Way};
 use crate::upstream::{Attempts, Upstream, Verdict, Why};
 
@@ -22,6 +23,8 @@ pub(super) struct Caller<T> {
     pub(super) io: T,
     /// Received and not used yet.
     pub(super) input: Buffer,
+    /// A copy of the request, until all of its body has come.
+    pub(super) copy: Option<Box<Plain>>,
     /// When it is looked at while nothing is read from it.
     look: Option<Pin<Box<Sleep>>>,
 }
@@ -117,6 +120,7 @@ impl<T: Wire> Exchange<'_, T> {
     pub(super) fn broke(&mut self, up: &Up, unsent: bool, used: bool) -> Option<Why> {
         self.attempts.sent(!unsent);
         let stale = unsent || (used && up.repeatable && self.began.elapsed() < AT_ONCE);
+        // Where the new connections die too, that is no waiting, and another endpoint may do better.
         if stale && self.attempts.may_replay() {
             return self.goes_again(up, Why::Stale);
         }
@@ -155,6 +159,9 @@ impl<T: Wire> Exchange<'_, T> {
     pub(super) fn rewind(&mut self, up: &mut Up) {
         let Some(kept) = &mut up.kept else { return };
         self.caller.put_back(&kept.body);
+        if let Some(copy) = &mut self.caller.copy {
+            copy.restart();
+        }
         kept.room += kept.body.len();
         kept.body.clear();
         up.head.clear();
@@ -182,11 +189,14 @@ impl<T: Wire> Exchange<'_, T> {
 
 impl<T: Wire> Caller<T> {
     pub(super) fn new(io: T) -> Self {
-        Self { io, input: Buffer::default(), look: None }
+        Self { io, input: Buffer::default(), copy: None, look: None }
     }
 
     /// Takes the first `count` bytes of the body away, of which `kept` keeps what it can.
     pub(super) fn consume(&mut self, count: usize, kept: &mut Option<Kept>) {
+        if let Some(copy) = &mut self.copy {
+            copy.take(self.input.bytes().get(..count).unwrap_or_default());
+        }
         if let Some(keeping) = kept {
             match keeping.room.checked_sub(count) {
                 Some(room) => {

@@ -171,7 +171,8 @@ impl Meaning {
                 if headers::is_framing_alias(name) {
                     Self::Unusual
                 } else if headers::is_hop_by_hop(name) || headers::is_reserved(name) {
-                    Self::Dropped
+                    // Somebody may have to be told what it says.
+                    if guard::mirrored::is_mark(name) { Self::Unusual } else { Self::Dropped }
                 } else {
                     Self::EndToEnd
                 }

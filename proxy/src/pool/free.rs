@@ -59,6 +59,8 @@ impl Free {
                 _ => return,
             }
         }
+        // It may die while it waits, whether or not anything went over it before.
+        link.used = true;
         self.links.push((Instant::now(), link));
     }
 

@@ -20,7 +20,7 @@ pub(crate) struct Link {
     pub(crate) io: Io,
     pub(crate) entry: Arc<Entry>,
     pub(super) proof: Proof,
-    /// Whether a request went over it before.
+    /// Whether a request went over it before, or it has waited for one.
     pub(crate) used: bool,
     /// How long it may wait for its next request; zero if it takes none.
     pub(crate) patience: Duration,

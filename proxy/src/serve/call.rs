@@ -15,6 +15,7 @@ use http_body::{Body as _, Frame};
 use crate::guard::{self, Malformed, Refused};
 use crate::listener::Listener;
 use crate::live::body::{Body, BodyError};
+use crate::mirror::{Content, Mirrored};
 use crate::tunnel::Tunnel;
 
 /// A request that somebody is to answer.
@@ -41,6 +42,10 @@ pub(crate) enum Incoming {
     Http1(hyper::body::Incoming),
     /// It is read from a stream; `true` once its data has ended.
     Http2(RecvStream, bool),
+    /// One of these, which is copied while it is read.
+    Mirrored(Box<Mirrored>),
+    /// It is that of a copy, and at hand.
+    Copy(Box<Content>),
 }
 
 /// The way back to the caller, for what is no response.
@@ -94,6 +99,8 @@ impl Incoming {
             Self::None => Poll::Ready(None),
             Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
             Self::Http2(stream, data_ended) => poll_stream(stream, data_ended, cx).map_err(BodyError::Stream),
+            Self::Mirrored(body) => body.poll_frame(cx),
+            Self::Copy(content) => Poll::Ready(content.next().map(Ok)),
         }
     }
 
@@ -103,6 +110,8 @@ impl Incoming {
             Self::None => true,
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(stream, _) => stream.is_end_stream(),
+            Self::Mirrored(body) => body.is_end_stream(),
+            Self::Copy(content) => content.is_end_stream(),
         }
     }
 }

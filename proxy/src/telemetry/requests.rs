@@ -104,7 +104,7 @@ impl Requests {
 
 const METHODS: [&str; 8] = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS", "other"];
 
-const STATUSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+pub(super) const STATUSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// In the order of [`Blame`], after none.
 const FAULTS: [&str; 6] = ["none", "client", "policy", "upstream", "identity", "local"];

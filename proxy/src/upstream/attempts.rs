@@ -86,10 +86,9 @@ impl Attempts {
         self.replays < MOST_REPLAYS
     }
 
-    /// Counts that it does. False if it may not.
-    pub(super) fn replay(&mut self) -> bool {
+    /// Counts that it does.
+    pub(super) fn replayed(&mut self) {
         self.replays += 1;
-        self.replays <= MOST_REPLAYS
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use countersign_runtime::Lifecycle;
 use tokio::sync::watch;
@@ -121,6 +121,7 @@ async fn reach(endpoint: Arc<Endpoint>, pool: Weak<Pool>, wait: Duration, lifecy
 }
 
 async fn until_reached(endpoint: &Endpoint, pool: &Weak<Pool>, mut wait: Duration) {
+    let began = Instant::now();
     loop {
         // Not all at once, where many sidecars have lost the same endpoint.
         let share = 0.75 + 0.5 * f64::from(rand::random::<u16>()) / f64::from(u16::MAX);
@@ -130,7 +131,7 @@ async fn until_reached(endpoint: &Endpoint, pool: &Weak<Pool>, mut wait: Duratio
             Ok(()) => return,
             Err(fault) => tracing::debug!(endpoint = %endpoint.name(), %fault, "is still not reached"),
         }
-        wait = (wait * 2).min(LAST_TRY);
+        wait = (wait * 2).min(if began.elapsed() < RESTART { SOON_TRY } else { LAST_TRY });
     }
 }
 
@@ -140,3 +141,8 @@ const COMPARED: Duration = Duration::from_secs(10);
 /// How soon an endpoint is tried again that was not reached, and how seldom at last.
 const FIRST_TRY: Duration = Duration::from_millis(250);
 const LAST_TRY: Duration = Duration::from_secs(5);
+
+/// How soon while it may be restarting, and how long that may take: where the endpoints are restarted one after the other,
+/// the first has to be known to be back when the next one goes.
+const SOON_TRY: Duration = Duration::from_millis(500);
+const RESTART: Duration = Duration::from_secs(60);

@@ -14,6 +14,7 @@ mod introductions;
 mod leavers;
 mod limits;
 mod messages;
+mod mirrors;
 mod next_hops;
 mod queues;
 mod rates;

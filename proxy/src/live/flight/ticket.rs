@@ -143,8 +143,14 @@ impl Ticket {
     }
 
     /// Leaves no record: the request is entered anew by who goes on with it.
-    pub(crate) fn withdraw(mut self) {
+    pub(crate) fn withdraw(self) {
+        drop(self.unrecorded());
+    }
+
+    /// Leaves no record when it ends.
+    pub(crate) fn unrecorded(mut self) -> Self {
         self.withdrawn = true;
+        self
     }
 
     /// The place of the request in its connection, for what carries its body.
