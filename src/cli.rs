@@ -87,7 +87,7 @@ pub(crate) struct Wait {
     /// The admin endpoint of the process; by default 127.0.0.1:15000
     #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
     pub(crate) admin: Option<SocketAddr>,
-    /// The sidecar's file that names it
+    /// The file of the sidecar, or of the authority, that names it
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// How long to wait; with 0s it is looked once

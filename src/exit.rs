@@ -23,6 +23,8 @@ pub(crate) enum Failure {
     Configuration(Problems),
     /// What it needs is not there yet.
     Later(String),
+    /// The app cannot be run; the status is the one that a shell would have.
+    NotRun(String, u8),
     /// The app that it ran has ended with this status, of which the app has said what there is to say.
     App(u8),
 }
@@ -57,6 +59,10 @@ impl Failure {
             Self::Later(message) => {
                 eprintln!("countersign: {message}");
                 ExitCode::from(LATER)
+            }
+            Self::NotRun(message, status) => {
+                eprintln!("countersign: {message}");
+                ExitCode::from(*status)
             }
             Self::App(status) => ExitCode::from(*status),
         }

@@ -1,20 +1,22 @@
 //! The app as a child of its sidecar: it begins once it can be served, gets the signals that the sidecar gets, and with it
 //! the sidecar ends, with the app's status. So a job in one container ends when its work has.
 
+mod passed;
+
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use countersign_proxy::App;
 use countersign_runtime::Lifecycle;
-use futures::stream::{SelectAll, StreamExt, select_all};
-use futures::{Stream, stream};
-use rustix::process::{Pid, Signal, kill_process};
+use countersign_runtime::supervisor::NOTIFY_SOCKET;
+use rustix::process::{Pid, Signal, getpgid, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use crate::exit::Failure;
+use passed::Passed;
 
 /// An app that this process runs.
 pub(crate) struct Job {
@@ -27,9 +29,9 @@ impl Job {
     pub(crate) fn start(command: &[OsString], lifecycle: &Lifecycle) -> Result<Option<Self>, Failure> {
         let Some((program, arguments)) = command.split_first() else { return Ok(None) };
         let mut command = Command::new(program);
-        command.args(arguments).kill_on_drop(true);
+        command.args(arguments).env_remove(NOTIFY_SOCKET).kill_on_drop(true);
         let app = App::default();
-        let signals = signals()?;
+        let signals = Passed::listen()?;
         let running = tokio::spawn(run(command, app.clone(), lifecycle.clone(), signals));
         Ok(Some(Self { app, running }))
     }
@@ -45,12 +47,7 @@ impl Job {
     }
 }
 
-async fn run(
-    mut command: Command,
-    app: App,
-    lifecycle: Lifecycle,
-    signals: SelectAll<impl Stream<Item = Signal> + Unpin>,
-) -> Result<(), Failure> {
+async fn run(mut command: Command, app: App, lifecycle: Lifecycle, mut signals: Passed) -> Result<(), Failure> {
     // However this ends, the data path need not wait for the app.
     let _ended = app.has_ended.drop_guard();
     tokio::select! {
@@ -60,25 +57,30 @@ async fn run(
         }
         () = app.can_begin.cancelled() => {}
     }
+    signals.forget();
     let spawned = command.spawn();
     let result = match spawned {
         Ok(child) => attend(child, &lifecycle, signals).await,
-        Err(error) => Err(Failure::failed(
-            format!("the app {} cannot be started", command.as_std().get_program().display()),
-            error,
-        )),
+        Err(error) => {
+            // As a shell has it.
+            let status = if error.kind() == ErrorKind::NotFound { 127 } else { 126 };
+            let program = command.as_std().get_program().display();
+            Err(Failure::NotRun(format!("the app {program} cannot be started: {error}"), status))
+        }
     };
     lifecycle.drain();
     result
 }
 
 /// Passes signals on to the app until it ends. What is left of it when the sidecar stops is killed.
-async fn attend(
-    mut child: Child,
-    lifecycle: &Lifecycle,
-    mut signals: SelectAll<impl Stream<Item = Signal> + Unpin>,
-) -> Result<(), Failure> {
+async fn attend(mut child: Child, lifecycle: &Lifecycle, mut signals: Passed) -> Result<(), Failure> {
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    let pass = |signal| {
+        // It may have ended a moment ago.
+        let _ = pid.map(|pid| kill_process(pid, signal));
+    };
+    // Whether it was told to end.
+    let mut told = false;
     tracing::info!(pid = child.id(), "the app has been started");
     loop {
         tokio::select! {
@@ -87,15 +89,32 @@ async fn attend(
             status = child.wait() => return ended(status),
             () = lifecycle.stopping() => {
                 tracing::warn!("the app is killed: the sidecar stops");
-                let _ = child.start_kill();
+                kill(&mut child, pid);
                 return ended(child.wait().await);
             }
-            Some(signal) = signals.next() => if let Some(pid) = pid {
-                // It may have ended a moment ago.
-                let _ = kill_process(pid, signal);
-            },
+            Some(signal) = signals.next() => {
+                told |= [Signal::TERM, Signal::INT].contains(&signal);
+                if !signals.is_told_by_terminal(signal) {
+                    pass(signal);
+                }
+            }
+            // By an order at the admin endpoint.
+            () = lifecycle.draining(), if !told => {
+                told = true;
+                pass(Signal::TERM);
+            }
         }
     }
+}
+
+/// With all of its group, where it has made one of its own.
+fn kill(child: &mut Child, pid: Option<Pid>) {
+    if let Some(pid) = pid
+        && getpgid(Some(pid)) == Ok(pid)
+    {
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+    let _ = child.start_kill();
 }
 
 fn ended(status: std::io::Result<ExitStatus>) -> Result<(), Failure> {
@@ -104,25 +123,4 @@ fn ended(status: std::io::Result<ExitStatus>) -> Result<(), Failure> {
     // As a shell has it.
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     if code == 0 { Ok(()) } else { Err(Failure::App(u8::try_from(code).unwrap_or(1))) }
-}
-
-/// The signals that are the app's to know of.
-fn signals() -> Result<SelectAll<impl Stream<Item = Signal> + Unpin>, Failure> {
-    let kinds = [
-        (SignalKind::terminate(), Signal::TERM),
-        (SignalKind::interrupt(), Signal::INT),
-        (SignalKind::hangup(), Signal::HUP),
-        (SignalKind::quit(), Signal::QUIT),
-        (SignalKind::user_defined1(), Signal::USR1),
-        (SignalKind::user_defined2(), Signal::USR2),
-    ];
-    let mut streams = Vec::new();
-    for (kind, passed) in kinds {
-        let received = signal(kind).map_err(|error| Failure::failed("cannot listen for signals", error))?;
-        streams.push(Box::pin(stream::unfold(received, move |mut received| async move {
-            received.recv().await;
-            Some((passed, received))
-        })));
-    }
-    Ok(select_all(streams))
 }

@@ -3,7 +3,6 @@
 //! The sidecar is nothing but an agent and a proxy in one process: the proxy asks the agent's unix socket, as any other
 //! client of the Workload API would.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +14,9 @@ use countersign_policy::Policy;
 use countersign_proxy::{
     Config as ProxyConfig, IdentityFiles, IdentityFrom, PolicyFrom, ProxyError, Succession, Surroundings,
 };
-use countersign_runtime::admin::Admin;
+use countersign_runtime::admin::{Admin, Readiness};
 use countersign_runtime::takeover::TakeoverError;
-use countersign_runtime::{Lifecycle, Workers};
+use countersign_runtime::{Lifecycle, Workers, supervisor};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -111,10 +110,23 @@ pub(crate) async fn agent(options: &AgentOptions) -> Result<(), Failure> {
     let listener = TcpListener::bind(listen).await;
     let listener = listener.map_err(|error| Failure::failed(format!("cannot listen on {listen}"), error))?;
     let ready = Agent::start(file.agent, &lifecycle).map_err(failure)?.ready();
+    let announced = ready.clone();
+    lifecycle.spawn(announce(move || announced.now(), lifecycle.clone()));
     lifecycle.spawn(Admin::new(metrics, move || ready.now()).serve(listener, lifecycle.clone()));
     lifecycle.draining().await;
     end(&lifecycle).await;
     Ok(())
+}
+
+/// Tells who started the process that it is ready, once it is.
+async fn announce(ready: impl Fn() -> Readiness, lifecycle: Lifecycle) {
+    while ready().is_err() {
+        tokio::select! {
+            () = sleep(LOOK) => {}
+            () = lifecycle.draining() => return,
+        }
+    }
+    supervisor::say_ready();
 }
 
 async fn serve(file: File, changes: Changes, options: &Serve, mut surroundings: Surroundings) -> Result<(), Failure> {
@@ -185,6 +197,9 @@ async fn reload(
     }
 }
 
+/// How often it is looked whether the agent is ready.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// How soon the file is read again where its file system did not answer.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -204,11 +219,6 @@ fn read_or_check(options: &ConfigFile) -> Result<Option<File>, Failure> {
     }
     say(&format!("{}: no problem", options.config.display()));
     Ok(None)
-}
-
-/// Where the admin endpoint listens by the file at `path`.
-pub(crate) fn admin(path: &Path) -> Result<SocketAddr, Failure> {
-    Ok(read(path)?.proxy.admin)
 }
 
 fn read(path: &Path) -> Result<File, Problems> {

@@ -1,8 +1,8 @@
 //! The beginning of a long-running process, and the signals that end it: the first SIGTERM or SIGINT drains, the second
-//! stops at once.
+//! stops at once. Who started the process is told of its end.
 
 use countersign_runtime::telemetry::Metrics;
-use countersign_runtime::{Lifecycle, telemetry};
+use countersign_runtime::{Lifecycle, supervisor, telemetry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::Failure;
@@ -13,6 +13,11 @@ pub(crate) fn begin() -> Result<(Lifecycle, Metrics), Failure> {
     let lifecycle = Lifecycle::new();
     drain_on_signal(&lifecycle)?;
     lifecycle.spawn(telemetry::upkeep(metrics.clone(), lifecycle.clone()));
+    let life = lifecycle.clone();
+    lifecycle.spawn(async move {
+        life.draining().await;
+        supervisor::say_stopping();
+    });
     Ok((lifecycle, metrics))
 }
 

@@ -1,9 +1,11 @@
 //! `countersign wait`: asks the admin endpoint of a process until it is ready.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use countersign_config::Document;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper::header::HOST;
@@ -14,29 +16,43 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::cli::Wait;
 use crate::exit::Failure;
-use crate::sidecar;
 
 /// Ends once the process is ready; an error says what it waits for.
 pub(crate) async fn run(options: &Wait) -> Result<(), Failure> {
     let admin = match (&options.admin, &options.config) {
         (Some(address), _) => *address,
-        (None, Some(file)) => sidecar::admin(file)?,
+        (None, Some(file)) => named_by(file)?,
         (None, None) => ADMIN,
     };
     let admin = reachable(admin);
     let deadline = Instant::now() + options.timeout;
+    let mut limit = if options.timeout.is_zero() { LOOK } else { LOOK.min(options.timeout) };
     loop {
-        let looked = timeout(LOOK, look(admin)).await;
-        let why = match looked.unwrap_or_else(|_| Err(format!("no answer within {LOOK:?}"))) {
+        let looked = timeout(limit, look(admin)).await;
+        let why = match looked.unwrap_or_else(|_| Err(format!("no answer within {limit:?}"))) {
             Ok(()) => return Ok(()),
             Err(why) => why,
         };
+        sleep(AGAIN.min(deadline.saturating_duration_since(Instant::now()))).await;
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Failure::Later(format!("{admin} is not ready: {why}")));
         }
-        sleep(AGAIN.min(left)).await;
+        limit = LOOK.min(left);
     }
+}
+
+/// Where the admin endpoint is by the file at `path`, of a sidecar or of the authority. Nothing else in it has to be right:
+/// it is for the process to say what is wrong with it.
+fn named_by(path: &Path) -> Result<SocketAddr, Failure> {
+    let named = Document::read(path)?.decode(|root| {
+        let keys = root.table()?.entries();
+        let Some((_, admin)) = keys.iter().find(|(key, _)| *key == "admin") else { return Some(ADMIN) };
+        let keys = admin.table()?.entries();
+        let Some((_, listen)) = keys.iter().find(|(key, _)| *key == "listen") else { return Some(ADMIN) };
+        listen.parse()
+    });
+    Ok(named?)
 }
 
 /// One look: what it waits for, if it is not ready.

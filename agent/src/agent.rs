@@ -197,6 +197,7 @@ impl AgentError {
             Self::Incomplete(incomplete) => incomplete.transient,
             // The agent that has it may be one that is about to end.
             Self::Secrets(SecretsError::Publish(PublishError::Taken(_))) => true,
+            Self::Socket { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
             _ => false,
         }
     }

@@ -68,7 +68,7 @@ async fn a_second_sigterm_does_not_wait_for_the_app() {
     draining(&server).await;
     assert!(server.process.running(), "it waits for its app");
     server.process.signal(Signal::TERM);
-    server.process.wait(Duration::from_secs(5));
+    assert!(server.process.wait(Duration::from_secs(5)).success());
 }
 
 /// A file that never answers, here a pipe in the place of the join token, stops neither renewals nor the end.
@@ -89,7 +89,7 @@ async fn a_pipe_in_the_place_of_the_token_stops_neither_renewals_nor_the_end() {
     })
     .await;
     sidecar.process.signal(Signal::TERM);
-    sidecar.process.wait(Duration::from_secs(10));
+    assert!(sidecar.process.wait(Duration::from_secs(10)).success());
 }
 
 async fn draining(sidecar: &Sidecar) {

@@ -5,6 +5,9 @@
 //! in one body (8 by default).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
+#[path = "takeover/ends.rs"]
+mod ends;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -18,7 +21,11 @@ use countersign_integration::{Backend, Mesh, Process, Sidecar, eventually, free_
 use reqwest::StatusCode;
 use rustix::process::Signal;
 
-const RULES: &str = "rules:\n  - { name: open, from: /ns/test/sa/client, to: /ns/test/sa/server, allow: {} }\n";
+const RULES: &str = "\
+rules:
+  - { name: open, from: /ns/test/sa/client, to: /ns/test/sa/server, allow: {} }
+  - { name: bytes, from: /ns/test/sa/client, to: /ns/test/sa/server, allow: { tcp: true } }
+";
 
 /// The grace is longer than anything here lasts.
 const TAKEOVER: &str = "takeover: { socket: own/takeover.sock, within: 15s }\ndrain: { grace: 60s }\n";
@@ -32,20 +39,33 @@ struct World {
 }
 
 async fn world() -> World {
+    world_of("http").await
+}
+
+async fn world_of(protocol: &'static str) -> World {
     let backend = Backend::start().await;
     let mesh = Mesh::start(&["client", "server"], RULES).await;
-    let server = Mesh::service("server", backend.address, "http").with(TAKEOVER);
+    let server = Mesh::service("server", backend.address, protocol).with(TAKEOVER);
     let mut client = Mesh::service("client", free_address(), "http").with(TAKEOVER);
     let upstream = client.calls(&server);
     let (client, server) = (mesh.sidecar(client).await, mesh.sidecar(server).await);
     World { mesh, client, server, upstream, _backend: backend }
 }
 
-/// Starts another process with the same file, and waits until it has taken over; returns the one before.
+/// Starts another process with the same file, and waits until it has taken over in order; returns the one before.
 async fn take_over(sidecar: &mut Sidecar) -> Process {
     let next = sidecar.beside("sidecar.yaml");
-    next.until("it takes over", async || if next.log().contains("took over") { Ok(()) } else { Err("not yet") }).await;
+    took_over(&next).await;
     std::mem::replace(&mut sidecar.process, next)
+}
+
+async fn took_over(next: &Process) {
+    logs(next, "took over; the process before accepts nothing any more").await;
+}
+
+async fn logs(process: &Process, text: &str) {
+    let what = format!("it logs {text:?}");
+    process.until(&what, async || if process.log().contains(text) { Ok(()) } else { Err("not yet") }).await;
 }
 
 async fn works(upstream: SocketAddr) {
@@ -101,6 +121,11 @@ async fn one_that_fails_leaves_the_old_one_serving_as_if_nothing_had_been() {
     std::fs::write(client.path("broken.yaml"), right.replace("protocol:", "protcol:")).unwrap();
     assert_eq!(client.beside("broken.yaml").wait(Duration::from_secs(10)).code(), Some(78));
 
+    // One that does not know of the other, and finds the agent's socket taken.
+    std::fs::write(client.path("stranger.yaml"), right.replace(TAKEOVER, "")).unwrap();
+    let mut stranger = client.beside("stranger.yaml");
+    assert_eq!(stranger.wait(Duration::from_secs(10)).code(), Some(75), "{}", stranger.log());
+
     // An address that is taken: found out after the sockets were handed over.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let more = format!(
@@ -126,10 +151,13 @@ async fn one_that_fails_leaves_the_old_one_serving_as_if_nothing_had_been() {
         let takes = format!("\"successor\":{}", dies.pid());
         let what = format!("it gets ready, to be ended by {signal:?}");
         dies.until(&what, async || if client.process.log().contains(&takes) { Ok(()) } else { Err("not yet") }).await;
+        // It ends as it should if it is told to; then its handlers are there.
+        logs(&dies, "listening").await;
         // Somebody else is sent away meanwhile.
         assert_eq!(client.beside("sidecar.yaml").wait(Duration::from_secs(10)).code(), Some(75));
         dies.signal(signal);
-        dies.wait(Duration::from_secs(10));
+        let status = dies.wait(Duration::from_secs(10));
+        assert_eq!(status.success(), signal == Signal::TERM, "{status}");
     }
 
     eventually("it has counted them", async || {
@@ -149,19 +177,6 @@ async fn one_that_fails_leaves_the_old_one_serving_as_if_nothing_had_been() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_the_old_one_is_killed_before_the_new_one_is_ready_that_one_goes_on_alone() {
-    let World { mesh: _mesh, client, upstream, server: _server, .. } = &mut world().await;
-    let next = client.beside("sidecar.yaml");
-    let met = |log: String| log.contains("taking over from the process before");
-    next.until("it has the sockets", async || if met(next.log()) { Ok(()) } else { Err("not yet") }).await;
-    client.process.kill();
-    next.until("it takes over", async || if next.log().contains("took over") { Ok(()) } else { Err("not yet") }).await;
-    client.process = next;
-    client.ready().await;
-    works(*upstream).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn listeners_that_come_and_go_with_the_new_file_are_bound_and_closed() {
     let World { mesh: _mesh, client, upstream, server: _server, .. } = &mut world().await;
     let file = client.path("sidecar.yaml");
@@ -169,7 +184,7 @@ async fn listeners_that_come_and_go_with_the_new_file_are_bound_and_closed() {
     let moved = free_address();
     std::fs::write(client.path("moved.yaml"), right.replace(&upstream.to_string(), &moved.to_string())).unwrap();
     let next = client.beside("moved.yaml");
-    next.until("it takes over", async || if next.log().contains("took over") { Ok(()) } else { Err("not yet") }).await;
+    took_over(&next).await;
     let mut before = std::mem::replace(&mut client.process, next);
     works(moved).await;
     assert!(before.wait(Duration::from_secs(20)).success());

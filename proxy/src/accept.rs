@@ -3,9 +3,11 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use countersign_runtime::{Headroom, Lifecycle, Seat, Workers, out_of_files};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -37,8 +39,10 @@ pub(crate) struct Door {
     pub(crate) listener: Arc<Listener>,
     /// Nothing is accepted before.
     pub(crate) in_charge: CancellationToken,
-    /// Nothing is accepted from then on.
+    /// Nothing is accepted from then on, but for what waits already where the socket is closed after that.
     pub(crate) ended: CancellationToken,
+    /// Whether it is; set before `ended` is.
+    pub(crate) closes: Arc<AtomicBool>,
     pub(crate) lifecycle: Lifecycle,
     /// Who serves.
     pub(crate) workers: Workers,
@@ -70,7 +74,7 @@ where
     S: Fn(Accepted) -> F + Clone + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let Door { socket, listener, in_charge, ended, lifecycle, workers } = door;
+    let Door { socket, listener, in_charge, ended, closes, lifecycle, workers } = door;
     // The process before this one may accept here still.
     tokio::select! {
         biased;
@@ -81,6 +85,7 @@ where
     let headroom = Headroom::of_limit();
     let mut short: Option<Instant> = None;
     let mut full = false;
+    let mut left = WAITING;
     loop {
         // Connections that end will free some; who comes waits in line for that.
         full = full && !headroom.is_left(&socket);
@@ -97,12 +102,20 @@ where
         }
         let accepted = tokio::select! {
             biased;
-            () = ended.cancelled() => return,
             () = lifecycle.stopping() => return,
+            () = ended.cancelled() => {
+                // They are connected as far as their callers know, and would be reset.
+                if !closes.load(Ordering::SeqCst) || left == 0 {
+                    return;
+                }
+                left -= 1;
+                accept_waiting(&socket)
+            }
             accepted = socket.accept() => accepted,
         };
         let (stream, remote) = match accepted {
             Ok(accepted) => accepted,
+            Err(error) if ended.is_cancelled() && error.kind() == std::io::ErrorKind::WouldBlock => return,
             Err(error) if out_of_files(&error) => {
                 full = true;
                 // It may be the system that has none left, which a look at our own would not tell.
@@ -166,6 +179,15 @@ where
     }
 }
 
+/// The next connection that waits; an error where none does. Asked of the system itself, for tokio may not have heard of the
+/// newest yet.
+fn accept_waiting(socket: &TcpListener) -> std::io::Result<(TcpStream, SocketAddr)> {
+    let (stream, remote) = SockRef::from(socket).accept()?;
+    stream.set_nonblocking(true)?;
+    let remote = remote.as_socket().ok_or(std::io::ErrorKind::NotConnected)?;
+    Ok((TcpStream::from_std(stream.into())?, remote))
+}
+
 /// A place for a connection that has to prove who it is, or at least where it comes from.
 fn stranger(listener: &Listener, remote: SocketAddr) -> Result<Option<Stranger>, &'static str> {
     if !listener.is_inbound() && listener.accept_proxy_protocol.is_none() {
@@ -176,6 +198,9 @@ fn stranger(listener: &Listener, remote: SocketAddr) -> Result<Option<Stranger>,
 
 /// How long after the last time that no file could be opened that is over.
 const CALM: Duration = Duration::from_secs(5);
+
+/// How many are accepted at the end at most: as many as wait where the system allows that.
+const WAITING: u32 = 4096;
 
 /// How long to wait when the system refuses to accept.
 const PAUSE: Duration = Duration::from_millis(50);

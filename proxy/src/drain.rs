@@ -64,7 +64,11 @@ impl Drain<'_> {
                 // An app without an address cannot be asked; one that holds no connection for a while needs us no more.
                 self.config.outbound.is_empty() || quiet_since.elapsed() >= QUIET
             } else {
-                is_gone(self.config, self.resolver).await
+                let limit = LONGEST_PROBE.min(deadline.saturating_duration_since(Instant::now()));
+                tokio::select! {
+                    gone = timeout(limit, is_gone(self.config, self.resolver)) => gone.unwrap_or(false),
+                    () = self.lifecycle.stopping() => return,
+                }
             };
             if inbound == 0 && outbound_is_done {
                 tracing::info!("drained");
@@ -104,17 +108,17 @@ impl Drain<'_> {
     }
 }
 
-/// Whether no address of the app accepts a connection any more.
+/// Whether every address of the app refuses connections. Whatever else comes of one, the app may be there and busy, or this
+/// process short of something.
 async fn is_gone(config: &Config, resolver: &Arc<Resolver>) -> bool {
     for inbound in &config.inbound {
-        let connects = async {
-            let addresses = resolver.addresses(&inbound.app).await.map_err(std::io::Error::other)?;
-            TcpStream::connect(&*addresses).await
-        };
-        // An app that does not answer in time is busy, not gone.
-        match timeout(config.limits.connect, connects).await {
-            Ok(Err(error)) if !countersign_runtime::out_of_files(&error) => {}
-            _ => return false,
+        // Where none was ever found, nobody was served.
+        let addresses = resolver.addresses(&inbound.app).await.unwrap_or_default();
+        for address in addresses {
+            match TcpStream::connect(address).await {
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
+                _ => return false,
+            }
         }
     }
     true
@@ -122,6 +126,9 @@ async fn is_gone(config: &Config, resolver: &Arc<Resolver>) -> bool {
 
 /// How often it is looked whether draining is done.
 const PROBE: Duration = Duration::from_millis(100);
+
+/// How long the app may take to refuse; one that does not answer in time is busy, not gone.
+const LONGEST_PROBE: Duration = Duration::from_secs(1);
 
 /// How often the log says what is open still.
 const SAY: Duration = Duration::from_secs(5);

@@ -2,12 +2,14 @@
 //!
 //! What goes over the unix socket between them is in [`countersign_runtime::takeover`]; here is when. A process that takes
 //! over binds nothing that the one before has, and accepts nothing until that one has let go; it asks for that once it
-//! could serve. A process that hands over lets go at once, and drains.
+//! could serve. A process that hands over lets go when the next one has said that it takes over, or when it ends itself
+//! while the next one gets ready; then it drains.
 
 use std::time::Duration;
 
-use countersign_runtime::takeover::{Inherited, Post, Predecessor, Successor, TakeoverError, meet};
+use countersign_runtime::takeover::{Inherited, Post, Predecessor, Relief, Successor, TakeoverError, meet};
 use futures::future::BoxFuture;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +21,8 @@ use crate::listeners::Sockets;
 pub struct Succession {
     takeover: Option<Takeover>,
     predecessor: Option<(Predecessor, Inherited)>,
+    /// Where the next one comes to; not before this one is in charge.
+    post: Option<Post>,
     in_charge: CancellationToken,
     let_go: LetGo,
 }
@@ -33,13 +37,26 @@ pub(crate) struct Handover {
     predecessor: Option<Predecessor>,
     in_charge: CancellationToken,
     let_go: LetGo,
+    /// Left before whoever comes after learns that this process ends, which is what the order here is for.
     post: Option<Post>,
     /// While the process before is asked to let go, once this one could serve.
-    relief: Option<BoxFuture<'static, Result<bool, TakeoverError>>>,
+    relief: Option<BoxFuture<'static, Result<Relief, TakeoverError>>>,
+    /// Cancelled once this process has said that it takes over.
+    taken: CancellationToken,
     /// While the next one gets ready.
-    handing: Option<BoxFuture<'static, Result<Successor, TakeoverError>>>,
+    handing: Option<Handing>,
+    /// Those that are sent away meanwhile.
+    sent_away: JoinSet<()>,
     /// Whether it was said that no successor can come yet.
     told: bool,
+}
+
+/// How far the next process is.
+enum Handing {
+    /// It is given the sockets.
+    Gets(BoxFuture<'static, Result<Successor, TakeoverError>>),
+    /// It is waited for until it could serve, and has said that it takes over.
+    HasThem(Successor),
 }
 
 impl Succession {
@@ -47,21 +64,25 @@ impl Succession {
     pub fn none() -> Self {
         let in_charge = CancellationToken::new();
         in_charge.cancel();
-        Self { takeover: None, predecessor: None, in_charge, let_go: Box::new(|| Box::pin(std::future::ready(()))) }
+        let let_go: LetGo = Box::new(|| Box::pin(std::future::ready(())));
+        Self { takeover: None, predecessor: None, post: None, in_charge, let_go }
     }
 
     /// Finds the process before this one, if there is one, and gets its listening sockets.
     ///
     /// # Errors
-    /// There is one, and it does not hand over.
+    /// There is one, and it does not hand over; or no successor could come, though the configuration says where.
     pub async fn begin(takeover: Option<Takeover>) -> Result<Self, TakeoverError> {
         let mut succession = Self::none();
-        if let Some(takeover) = &takeover
-            && let Some((predecessor, inherited)) = meet(&takeover.socket).await?
-        {
-            tracing::info!(sockets = inherited.count(), "taking over from the process before");
-            succession.in_charge = CancellationToken::new();
-            succession.predecessor = Some((predecessor, inherited));
+        if let Some(takeover) = &takeover {
+            if let Some((predecessor, inherited)) = meet(&takeover.socket, takeover.within).await? {
+                tracing::info!(sockets = inherited.count(), "taking over from the process before");
+                succession.in_charge = CancellationToken::new();
+                succession.predecessor = Some((predecessor, inherited));
+            } else {
+                // Before anything else is held, so that of two processes that start at once one is the first.
+                succession.post = Some(Post::open(&takeover.socket, false)?);
+            }
         }
         Ok(Self { takeover, ..succession })
     }
@@ -79,20 +100,13 @@ impl Succession {
 
 impl Handover {
     /// What was inherited, and the rest.
-    ///
-    /// # Errors
-    /// No successor could come, though the configuration says where.
-    pub(crate) fn begin(succession: Succession) -> Result<(Inherited, Self), TakeoverError> {
-        let Succession { takeover, predecessor, in_charge, let_go } = succession;
+    pub(crate) fn begin(succession: Succession) -> (Inherited, Self) {
+        let Succession { takeover, predecessor, post, in_charge, let_go } = succession;
         let (predecessor, inherited) = predecessor.unzip();
-        let post = match &takeover {
-            // Before anything is bound, so that of two processes that start at once one is the first.
-            Some(takeover) if predecessor.is_none() => Some(Post::open(&takeover.socket, false)?),
-            _ => None,
-        };
-        let (relief, handing, told) = (None, None, false);
-        let handover = Self { takeover, predecessor, in_charge, let_go, post, relief, handing, told };
-        Ok((inherited.unwrap_or_default(), handover))
+        let (relief, taken, handing) = (None, CancellationToken::new(), None);
+        let (sent_away, told) = (JoinSet::new(), false);
+        let handover = Self { takeover, predecessor, in_charge, let_go, post, relief, taken, handing, sent_away, told };
+        (inherited.unwrap_or_default(), handover)
     }
 
     /// Cancelled once no process before this one is in charge.
@@ -102,9 +116,41 @@ impl Handover {
 
     /// Has the process before relieved as soon as `ready` says that this one could serve.
     pub(crate) fn relieve_when(&mut self, ready: Ready) {
-        if let (Some(predecessor), Some(takeover)) = (self.predecessor.take(), &self.takeover) {
-            self.relief = Some(Box::pin(relieve(predecessor, ready, takeover.within)));
+        if let Some(predecessor) = self.predecessor.take() {
+            let taken = self.taken.clone();
+            self.relief = Some(Box::pin(async move { predecessor.relieve(|| ready(), &taken).await }));
         }
+    }
+
+    fn take_charge(&mut self, relief: Relief) {
+        if let Relief::Alone(post) = relief {
+            tracing::warn!("took over; the process before has ended, and what was under way there with it");
+            self.post = post;
+        } else {
+            tracing::info!("took over; the process before accepts nothing any more, and finishes what it has");
+        }
+        count("taken");
+        self.in_charge.cancel();
+    }
+
+    /// Whether this process is in charge when it is told to end. One that has said that it takes over is: nobody else accepts.
+    pub(crate) async fn ends_in_charge(&mut self) -> bool {
+        if self.taken.is_cancelled()
+            && let Some(relief) = self.relief.take()
+            && let Ok(relief) = relief.await
+        {
+            self.take_charge(relief);
+        }
+        self.in_charge.is_cancelled()
+    }
+
+    /// The process that gets ready to take over, if there is one when this one is told to end.
+    pub(crate) async fn heir(&mut self) -> Option<Successor> {
+        let mut successor = match self.handing.take()? {
+            Handing::HasThem(successor) => successor,
+            Handing::Gets(getting) => timeout(HAND, getting).await.ok()?.ok()?,
+        };
+        successor.is_there().then_some(successor)
     }
 
     /// Whether the configuration may change now: while another process gets ready, it has the sockets of the one in force.
@@ -112,8 +158,8 @@ impl Handover {
         self.handing.is_none()
     }
 
-    /// Goes on with what is to be done, until another process could serve in place of this one; none if one came, or did not
-    /// take over. Safe to cancel, and to call again.
+    /// Goes on with what is to be done, until another process takes over; none if one came, or did not take over. Safe to
+    /// cancel, and to call again.
     ///
     /// # Errors
     /// This process could not take over.
@@ -122,18 +168,12 @@ impl Handover {
             if let Some(relief) = &mut self.relief {
                 let relieved = relief.as_mut().await;
                 self.relief = None;
-                if relieved? {
-                    tracing::info!("took over; the process before accepts nothing any more, and finishes what it has");
-                } else {
-                    tracing::warn!("took over; the process before has ended, and what was under way there with it");
-                }
-                count("taken");
-                self.in_charge.cancel();
+                self.take_charge(relieved?);
             }
             let Some(takeover) = &self.takeover else { return std::future::pending().await };
-            let Some(post) = &self.post else {
+            let Some(post) = &mut self.post else {
                 match Post::open(&takeover.socket, true) {
-                    Ok(post) => self.post = Some(post),
+                    Ok(post) => (self.post, self.told) = (Some(post), false),
                     Err(error) => {
                         if !std::mem::replace(&mut self.told, true) {
                             tracing::warn!(%error, "no process can take over from this one yet; it is tried again");
@@ -146,42 +186,55 @@ impl Handover {
             let Some(handing) = &mut self.handing else {
                 match post.next().await {
                     Ok(successor) => {
-                        self.handing = Some(Box::pin(hand(successor, sockets())));
+                        self.told = false;
+                        self.handing = Some(Handing::Gets(Box::pin(hand(successor, sockets()))));
                         return Ok(None);
                     }
-                    Err(error) => refused(&error),
+                    Err(error) => self.refused(&error),
                 }
                 continue;
             };
             tokio::select! {
-                handed = handing.as_mut() => {
-                    self.handing = None;
-                    match handed {
-                        Ok(successor) => return Ok(Some(successor)),
-                        Err(error) => {
+                taken = handing.taken() => {
+                    let handing = self.handing.take();
+                    match (taken, handing) {
+                        (Ok(()), Some(Handing::HasThem(successor))) => return Ok(Some(successor)),
+                        (Ok(()), _) => {}
+                        (Err(error), _) => {
                             count("failed");
                             tracing::warn!(%error, "another process did not take over; this one goes on");
-                            return Ok(None);
                         }
                     }
+                    return Ok(None);
                 }
                 other = post.next() => match other {
                     Ok(other) => {
+                        self.told = false;
                         count("refused");
-                        other.busy().await;
+                        while self.sent_away.try_join_next().is_some() {}
+                        if self.sent_away.len() < AT_ONCE {
+                            self.sent_away.spawn(other.busy());
+                        }
                     }
-                    Err(error) => refused(&error),
+                    Err(error) => self.refused(&error),
                 },
             }
+        }
+    }
+
+    /// Somebody came and was not let in.
+    fn refused(&mut self, error: &TakeoverError) {
+        count("refused");
+        // The system may say the same for as long as files are short.
+        if !matches!(error, TakeoverError::Broke(_)) || !std::mem::replace(&mut self.told, true) {
+            tracing::warn!(%error, "a process that came to take over was sent away");
         }
     }
 
     /// Lets go of all that only one process may hold, and says so to the one that comes after.
     pub(crate) async fn let_go(&mut self, mut successor: Successor) {
         (self.let_go)().await;
-        if let Some(post) = self.post.take() {
-            post.leave();
-        }
+        self.post = None;
         count("given");
         match successor.released().await {
             Ok(()) => tracing::info!(successor = successor.pid(), "another process has taken over"),
@@ -190,56 +243,33 @@ impl Handover {
     }
 }
 
-impl Drop for Handover {
-    /// Whoever waits for this process to let go learns that it ends, and the next may come to somebody else.
-    fn drop(&mut self) {
-        self.handing = None;
-        if let Some(post) = self.post.take() {
-            post.leave();
-        }
-    }
-}
-
-/// Waits until this process could serve, and asks the one before to let go then. False if that has ended.
-async fn relieve(mut predecessor: Predecessor, ready: Ready, within: Duration) -> Result<bool, TakeoverError> {
-    let could_serve = async {
-        while ready().is_err() {
-            sleep(LOOK).await;
-        }
-    };
-    tokio::select! {
-        ready_in_time = timeout(within, could_serve) => match ready_in_time {
-            Ok(()) => predecessor.relieve().await,
-            Err(_) => {
-                let reasons = ready().err().unwrap_or_default().join("; ");
-                Err(TakeoverError::NotReady { within, reasons })
+impl Handing {
+    /// Waits until the next process has said that it takes over. Safe to cancel, and to call again.
+    async fn taken(&mut self) -> Result<(), TakeoverError> {
+        loop {
+            match self {
+                Self::Gets(getting) => *self = Self::HasThem(getting.await?),
+                Self::HasThem(successor) => return successor.taken().await,
             }
-        },
-        // Either it has ended, or it has given this process up; which, is found out by asking.
-        () = predecessor.gone() => predecessor.relieve().await,
+        }
     }
 }
 
 async fn hand(mut successor: Successor, sockets: Sockets) -> Result<Successor, TakeoverError> {
     tracing::info!(successor = successor.pid(), "another process gets ready to take over");
     successor.hand(&sockets).await?;
-    // Not held on to, so that a listener that is closed here meanwhile is closed.
-    drop(sockets);
-    successor.serving().await?;
     Ok(successor)
-}
-
-fn refused(error: &TakeoverError) {
-    count("refused");
-    tracing::warn!(%error, "a process that came to take over was sent away");
 }
 
 fn count(result: &'static str) {
     metrics::counter!("countersign_takeovers_total", "result" => result).increment(1);
 }
 
-/// How often it is looked whether this process could serve.
-const LOOK: Duration = Duration::from_millis(20);
-
 /// How soon it is tried again to be where successors come.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a process that ends goes on giving its sockets to the next.
+const HAND: Duration = Duration::from_secs(5);
+
+/// How many are sent away at once with a word; more are without.
+const AT_ONCE: usize = 16;

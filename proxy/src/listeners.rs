@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use countersign_runtime::takeover::Inherited;
 use tokio::net::TcpListener;
@@ -54,6 +55,8 @@ struct Running {
     listener: Arc<Listener>,
     socket: Arc<TcpListener>,
     ended: CancellationToken,
+    /// Whether nobody has the socket when this has ended.
+    closes: Arc<AtomicBool>,
     accepting: JoinHandle<()>,
 }
 
@@ -135,7 +138,8 @@ impl Listeners {
         );
         self.running = kept;
         for running in gone {
-            self.end(running).await;
+            let goes_on = started.iter().any(|(_, socket)| Arc::ptr_eq(socket, &running.socket));
+            self.end(running, !goes_on).await;
         }
         for (plan, socket) in started {
             let running = self.start(plan, socket);
@@ -153,14 +157,14 @@ impl Listeners {
             std::mem::take(&mut self.running).into_iter().partition(|r: &Running| r.listener.is_inbound());
         self.running = others;
         for running in inbound {
-            self.end(running).await;
+            self.end(running, true).await;
         }
     }
 
     /// Ends all listeners, as another process accepts now.
     pub(crate) async fn end_all(&mut self) {
         for running in std::mem::take(&mut self.running) {
-            self.end(running).await;
+            self.end(running, false).await;
         }
     }
 
@@ -175,7 +179,9 @@ impl Listeners {
         bind(&mut self.inherited, address).await
     }
 
-    async fn end(&self, running: Running) {
+    /// Ends a listener; what waits is accepted before where its socket `closes` with it.
+    async fn end(&self, running: Running, closes: bool) {
+        running.closes.store(closes, Ordering::SeqCst);
         running.ended.cancel();
         // It only accepts, so it ends at once; a panic there has nothing more to tell here.
         let _ = running.accepting.await;
@@ -199,13 +205,14 @@ impl Listeners {
         let (access_log, spans) = (plan.access_log, spans.clone());
         let resolver = Arc::clone(resolver);
         let common = Common { identity: identity.clone(), resolver: Arc::clone(&resolver), load, access_log, spans };
-        let ended = CancellationToken::new();
+        let (ended, closes) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
         let at = socket.local_addr().unwrap_or_else(|_| plan.address());
         let door = |listener| Door {
             socket: Arc::clone(&socket),
             listener,
             in_charge: in_charge.clone(),
             ended: ended.clone(),
+            closes: Arc::clone(&closes),
             lifecycle: lifecycle.clone(),
             workers: workers.clone(),
         };
@@ -242,7 +249,7 @@ impl Listeners {
             }
         };
         tracing::info!(listener = %listener.name, direction = listener.direction.as_str(), address = %at, "listening");
-        Running { plan, listener, socket, ended, accepting }
+        Running { plan, listener, socket, ended, closes, accepting }
     }
 }
 

@@ -9,7 +9,7 @@ use countersign_policy::Policy;
 use countersign_runtime::admin::Readiness;
 use countersign_runtime::takeover::TakeoverError;
 use countersign_runtime::telemetry::Metrics;
-use countersign_runtime::{Lifecycle, Workers};
+use countersign_runtime::{Lifecycle, Workers, supervisor};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -95,7 +95,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     let Surroundings { identity: identity_from, metrics, lifecycle, workers, ready, succession, app } = surroundings;
     let mut current = config.borrow_and_update().clone();
     let (in_force, config_in_force) = watch::channel(Arc::clone(&current));
-    let (mut inherited, mut handover) = Handover::begin(succession)?;
+    let (mut inherited, mut handover) = Handover::begin(succession);
     let admin = bind(&mut inherited, current.admin).await?;
     let admin_at = admin.local_addr().map_err(|source| ProxyError::Bind { address: current.admin, source })?;
 
@@ -171,27 +171,31 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         lifecycle: lifecycle.clone(),
     };
     lifecycle.spawn(console.serve(Arc::clone(&admin), metrics));
-    if let Some(app) = &app {
-        lifecycle.spawn(begin(Arc::clone(&ready), app.can_begin.clone(), lifecycle.clone()));
-    }
+    let can_begin = app.as_ref().map(|app| app.can_begin.clone()).unwrap_or_default();
+    lifecycle.spawn(announce(Arc::clone(&ready), handover.in_charge(), can_begin, lifecycle.clone()));
     handover.relieve_when(ready);
 
     // The newest could not be taken up, such as for an address that is still in use.
     let mut refused = false;
-    loop {
+    // It is there and waits until no other process gets ready.
+    let mut deferred = false;
+    let successor = loop {
         let settled = handover.is_settled();
         let sockets = || listeners.sockets().into_iter().chain([(admin_at, Arc::clone(&admin))]).collect();
         tokio::select! {
-            () = lifecycle.draining() => break,
-            Ok(()) = config.changed(), if settled => {}
+            () = lifecycle.draining() => break None,
+            Ok(()) = config.changed(), if settled || !deferred => {
+                deferred = !settled;
+                if deferred {
+                    config.mark_changed();
+                    tracing::warn!("the changes of the file wait: another process gets ready to take over");
+                    continue;
+                }
+            }
             () = sleep(AGAIN), if refused && settled => {}
-            successor = handover.next(sockets) => {
-                let Some(successor) = successor? else { continue };
-                listeners.end_all().await;
-                relieved.cancel();
-                handover.let_go(successor).await;
-                lifecycle.drain();
-                break;
+            successor = handover.next(sockets) => match successor? {
+                Some(successor) => break Some(successor),
+                None => continue,
             }
         }
         let newest = config.borrow_and_update().clone();
@@ -223,10 +227,24 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         }
         in_force.send_replace(Arc::clone(&newest));
         current = newest;
-    }
-    if !handover.in_charge().is_cancelled() {
+    };
+    if !handover.ends_in_charge().await {
         tracing::info!("ends before it took over; the process before goes on");
         return Ok(());
+    }
+    let successor = match successor {
+        Some(successor) => Some(successor),
+        // Who gets ready does so in vain if nobody lets go.
+        None => tokio::select! {
+            successor = handover.heir() => successor,
+            () = lifecycle.stopping() => None,
+        },
+    };
+    if let Some(successor) = successor {
+        listeners.end_all().await;
+        relieved.cancel();
+        handover.let_go(successor).await;
+        lifecycle.drain();
     }
     drop((admin, handover));
     let drain = Drain {
@@ -256,15 +274,19 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     Ok(())
 }
 
-/// Lets the app begin as soon as it can be served.
-async fn begin(ready: Ready, can_begin: CancellationToken, lifecycle: Lifecycle) {
-    let is_ready = async {
+/// As soon as this process is in charge and can serve, lets the app begin, and tells who started the process.
+async fn announce(ready: Ready, in_charge: CancellationToken, can_begin: CancellationToken, lifecycle: Lifecycle) {
+    let serves = async {
+        in_charge.cancelled().await;
         while ready().is_err() {
             sleep(LOOK).await;
         }
     };
     tokio::select! {
-        () = is_ready => can_begin.cancel(),
+        () = serves => {
+            can_begin.cancel();
+            supervisor::say_ready();
+        }
         () = lifecycle.draining() => {}
     }
 }
@@ -276,5 +298,5 @@ fn reloaded(result: &'static str) {
 /// How long after a configuration was refused it is tried again.
 const AGAIN: Duration = Duration::from_secs(3);
 
-/// How often it is looked whether the app can be served.
+/// How often it is looked whether this process can serve.
 const LOOK: Duration = Duration::from_millis(20);

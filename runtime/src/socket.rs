@@ -21,8 +21,14 @@ use tokio::net::UnixListener;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// The locks of this process, by the path of the socket.
-static LOCKS: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
+/// The locks of this process, by the place of the socket.
+static LOCKS: Mutex<BTreeMap<PathBuf, Lock>> = Mutex::new(BTreeMap::new());
+
+/// A lock that is held, and the path by which it is let go: its place may not be found any more then.
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
 
 /// Binds a unix socket at `path` with the permissions `mode`, in place of one that a killed process left behind.
 ///
@@ -47,9 +53,7 @@ pub fn inherit_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
 
 /// Lets go of the lock of a socket that this process has bound, for the process that takes over from it.
 pub fn release_unix(path: &Path) {
-    if let Ok((_, place)) = place(path) {
-        LOCKS.lock().unwrap_or_else(PoisonError::into_inner).remove(&place);
-    }
+    LOCKS.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, lock| lock.path != path);
 }
 
 /// Where the lock of the socket at `path` is kept: its directory, and the path of which there is one.
@@ -75,7 +79,7 @@ fn bind_locked(path: &Path, mode: u32, may_replace: fn(&Path) -> io::Result<()>)
     let mut locks = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
     let name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if let Entry::Vacant(free) = locks.entry(place) {
-        free.insert(lock(path)?);
+        free.insert(Lock { path: path.to_owned(), _file: lock(path)? });
     }
     may_replace(path)?;
     let made = directory.join(format!(".{name}.{}", std::process::id()));
@@ -196,8 +200,11 @@ mod tests {
         tokio::net::UnixStream::connect(&path).await.unwrap();
         after.accept().await.unwrap();
         drop(before);
-        release_unix(&path);
         let lock = File::open(directory.path().join("agent.sock.lock")).unwrap();
+        // Its directory has another name meanwhile.
+        std::fs::rename(directory.path(), directory.path().with_extension("moved")).unwrap();
+        release_unix(&path);
+        std::fs::rename(directory.path().with_extension("moved"), directory.path()).unwrap();
         flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
     }
 }

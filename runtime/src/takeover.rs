@@ -3,15 +3,20 @@
 //!
 //! ```text
 //! successor                              predecessor
-//! countersign take-over 1 ─────────────▶
+//! countersign take-over 1 60 ──────────▶                        it gives up after so many seconds
 //!                         ◀───────────── socket 0.0.0.0:15443   with the socket (SCM_RIGHTS), one line for each
 //!                         ◀───────────── end
 //! serving                 ─────────────▶                        once it could serve; it accepts nothing yet
+//!                         ◀───────────── take                   whether it is there still
+//! taken                   ─────────────▶                        from here on there is no way back
 //!                         ◀───────────── released               once the predecessor accepts nothing any more
 //! ```
 //!
-//! Invariant: sockets go to a process of the same user only, and come from one. A predecessor whose successor ends before
-//! it says `serving` goes on as if nothing had been.
+//! Instead of `socket`, a predecessor says `busy` to a second successor, and `unknown 1` to one of another version. It says
+//! `released` unasked where it ends itself while its successor gets ready.
+//!
+//! Invariant: sockets go to a process of the same user only, and come from one. A predecessor whose successor ends, or is
+//! late, before it says `taken` goes on as if nothing had been.
 
 mod line;
 
@@ -23,13 +28,17 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::net::getsockname;
+use futures::FutureExt;
 use rustix::net::sockopt::socket_acceptconn;
+use rustix::net::{Shutdown, getsockname, shutdown};
 use rustix::process::geteuid;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
+use crate::admin::Readiness;
 use crate::socket::{bind_unix, inherit_unix, release_unix};
+use crate::spare::{Spare, out_of_files};
 use line::{Heard, Line};
 
 /// The sockets that a predecessor handed over.
@@ -41,18 +50,42 @@ pub struct Inherited(Vec<(SocketAddr, TcpListener)>);
 pub struct Predecessor {
     line: Line,
     path: PathBuf,
+    /// When this process gives up.
+    until: Instant,
+    within: Duration,
 }
 
-/// Where a successor of this process comes to.
+/// What became of the process before this one.
+#[derive(Debug)]
+pub enum Relief {
+    /// It accepts nothing any more, and has let go of what only one process may hold.
+    InOrder,
+    /// It has ended. The post that it had is this process's, if that could be opened.
+    Alone(Option<Post>),
+}
+
+/// Where a successor of this process comes to. It is left when this is dropped: first nobody can come any more, and then
+/// another process may open it.
 #[derive(Debug)]
 pub struct Post {
     listener: UnixListener,
-    path: PathBuf,
+    spare: Spare,
+    lock: PostLock,
 }
+
+/// The lock of a post, by its socket.
+#[derive(Debug)]
+struct PostLock(PathBuf);
 
 /// The process after this one.
 #[derive(Debug)]
-pub struct Successor(Line);
+pub struct Successor {
+    line: Line,
+    /// When it is given up.
+    until: Instant,
+    /// Whether it was asked to take over.
+    asked: bool,
+}
 
 /// Why one process did not take over from another.
 #[derive(Debug, thiserror::Error)]
@@ -118,23 +151,34 @@ impl TakeoverError {
 }
 
 /// Asks the process that serves at `path`, if there is one, for its listening sockets. It goes on accepting until
-/// [`Predecessor::relieve`].
+/// [`Predecessor::relieve`], for which there is time until `within` has passed from now.
 ///
 /// # Errors
 /// There is one and it does not hand them over, or the directory of `path` is not private.
-pub async fn meet(path: &Path) -> Result<Option<(Predecessor, Inherited)>, TakeoverError> {
+pub async fn meet(path: &Path, within: Duration) -> Result<Option<(Predecessor, Inherited)>, TakeoverError> {
     check_directory(path)?;
+    let until = Instant::now() + within;
     for _ in 0..ATTEMPTS {
-        match ask(path).await {
+        match ask(path, until, within).await {
             // It ended just now, and perhaps nobody is there any more.
-            Err(TakeoverError::Broke(error)) if error.kind() != io::ErrorKind::TimedOut => sleep(PAUSE).await,
+            Err(TakeoverError::Broke(error)) if has_ended(&error) => sleep(PAUSE).await,
             met => return met,
         }
     }
-    ask(path).await
+    ask(path, until, within).await
 }
 
-async fn ask(path: &Path) -> Result<Option<(Predecessor, Inherited)>, TakeoverError> {
+/// Whether that is how a process ends that was connected.
+fn has_ended(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+async fn ask(
+    path: &Path,
+    until: Instant,
+    patience: Duration,
+) -> Result<Option<(Predecessor, Inherited)>, TakeoverError> {
     let stream = match within(UnixStream::connect(path)).await {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Ok(None);
@@ -143,7 +187,7 @@ async fn ask(path: &Path) -> Result<Option<(Predecessor, Inherited)>, TakeoverEr
     };
     same_user(&stream, path)?;
     let mut line = Line::new(stream);
-    within(line.say(GREETING, None)).await?;
+    within(line.say(&format!("{GREETING} {}", patience.as_secs()), None)).await?;
     let mut inherited = Vec::new();
     loop {
         let Heard { text, socket } = within(line.hear()).await?.ok_or(io::Error::from(io::ErrorKind::UnexpectedEof))?;
@@ -161,10 +205,13 @@ async fn ask(path: &Path) -> Result<Option<(Predecessor, Inherited)>, TakeoverEr
             }
             (None, None) if text == END => break,
             (None, None) if text == BUSY => return Err(TakeoverError::Busy),
+            (Some((UNKNOWN, version)), None) => {
+                return Err(TakeoverError::Unknown(format!("it is of version {version}")));
+            }
             _ => return Err(TakeoverError::Unknown(text)),
         }
     }
-    Ok(Some((Predecessor { line, path: path.to_owned() }, Inherited(inherited))))
+    Ok(Some((Predecessor { line, path: path.to_owned(), until, within: patience }, Inherited(inherited))))
 }
 
 impl Inherited {
@@ -181,32 +228,79 @@ impl Inherited {
 }
 
 impl Predecessor {
-    /// Ends when the predecessor has ended, or has given this process up.
-    pub async fn gone(&mut self) {
-        // It has nothing to say now; whatever it says, the two do not understand each other.
-        let _ = self.line.hear().await;
-    }
-
-    /// Says that this process could serve, and waits until the predecessor accepts nothing any more. True if it was
-    /// relieved in order, and false if it has ended before.
+    /// Takes over as soon as `ready` says that this process could serve, or at once where the predecessor ends before.
+    /// Cancels `taken` when there is no way back for the two.
     ///
     /// # Errors
-    /// It lives and goes on.
-    pub async fn relieve(&mut self) -> Result<bool, TakeoverError> {
-        let heard = match self.line.say(SERVING, None).await {
-            // Without a limit of time: from here on it may let go at any moment, and then nobody but us accepts.
-            Ok(()) => self.line.hear().await,
-            Err(error) => Err(error),
+    /// This process was not ready in time, or the predecessor has given it up; that one goes on.
+    pub async fn relieve(
+        mut self,
+        ready: impl Fn() -> Readiness,
+        taken: &CancellationToken,
+    ) -> Result<Relief, TakeoverError> {
+        let offered = async {
+            tokio::select! {
+                biased;
+                // It has nothing to say but that it ends itself.
+                heard = self.line.hear() => return heard,
+                () = could_serve(&ready) => {}
+            }
+            self.line.say(SERVING, None).await?;
+            self.line.hear().await
         };
-        match heard {
-            Ok(Some(Heard { text, .. })) if text == RELEASED => Ok(true),
-            Ok(Some(Heard { text, .. })) => Err(TakeoverError::Unknown(text)),
-            // It broke: either the predecessor has, and this process is the one that is left, or it goes on.
-            Ok(None) | Err(_) => match within(UnixStream::connect(&self.path)).await {
-                Ok(_) => Err(TakeoverError::GivenUp),
-                Err(_) => Ok(false),
-            },
+        let Ok(mut heard) = timeout_at(self.until, offered).await else {
+            let reasons = ready().err().unwrap_or_else(|| vec!["it does not answer".to_owned()]).join("; ");
+            return Err(TakeoverError::NotReady { within: self.within, reasons });
+        };
+        if matches!(&heard, Ok(Some(Heard { text, .. })) if text == TAKE) {
+            match self.line.say(TAKEN, None).await {
+                Ok(()) => {
+                    taken.cancel();
+                    return Ok(self.released().await);
+                }
+                // It has given this process up just before, or has ended.
+                Err(error) => heard = Err(error),
+            }
         }
+        match heard {
+            Ok(Some(Heard { text, .. })) if text == RELEASED => Ok(Relief::InOrder),
+            Ok(Some(Heard { text, .. })) => Err(TakeoverError::Unknown(text)),
+            Ok(None) | Err(_) => self.find_out().await,
+        }
+    }
+
+    /// Waits until it has let go. Whatever becomes of it, nobody but this process is to accept from now on.
+    async fn released(&mut self) -> Relief {
+        match timeout(RELEASE, self.line.hear()).await {
+            Ok(Ok(Some(Heard { text, .. }))) if text == RELEASED => Relief::InOrder,
+            other => {
+                tracing::warn!(?other, "the process before does not say that it has let go");
+                Relief::Alone(None)
+            }
+        }
+    }
+
+    /// The connection broke: it has ended, or has given this process up. Who lives holds the lock of its post; that its
+    /// socket can be connected to says nothing, for who ends closes one after the other.
+    async fn find_out(&self) -> Result<Relief, TakeoverError> {
+        for _ in 0..LOOKS {
+            match Post::open(&self.path, true) {
+                Ok(post) => return Ok(Relief::Alone(Some(post))),
+                Err(error) if error.is_transient() => sleep(PAUSE).await,
+                Err(error) => {
+                    // Two that accept are better than none.
+                    tracing::warn!(%error, "it cannot be told whether the process before has ended");
+                    return Ok(Relief::Alone(None));
+                }
+            }
+        }
+        Err(TakeoverError::GivenUp)
+    }
+}
+
+async fn could_serve(ready: &impl Fn() -> Readiness) {
+    while ready().is_err() {
+        sleep(LOOK).await;
     }
 }
 
@@ -219,36 +313,42 @@ impl Post {
         check_directory(path)?;
         let bound = if after { inherit_unix(path, MODE) } else { bind_unix(path, MODE) };
         let listener = bound.map_err(|source| TakeoverError::Post { path: path.to_owned(), source })?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, spare: Spare::hold(), lock: PostLock(path.to_owned()) })
     }
 
-    /// The next process that comes to take over. Safe to cancel.
+    /// The next process that comes to take over; also where no file can be opened any more. Safe to cancel.
     ///
     /// # Errors
     /// It is of another user, and was sent away; or the system refuses to accept, which is said after a pause.
-    pub async fn next(&self) -> Result<Successor, TakeoverError> {
-        match self.listener.accept().await {
-            Ok((stream, _)) => {
-                same_user(&stream, &self.path)?;
-                Ok(Successor(Line::new(stream)))
-            }
-            Err(error) => {
-                sleep(PAUSE).await;
-                Err(error.into())
+    pub async fn next(&mut self) -> Result<Successor, TakeoverError> {
+        self.spare.fill();
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    same_user(&stream, &self.lock.0)?;
+                    return Ok(Successor { line: Line::new(stream), until: Instant::now() + STEP, asked: false });
+                }
+                // What is given up is taken by the next accept.
+                Err(error) if out_of_files(&error) && self.spare.give_up() => {}
+                Err(error) => {
+                    sleep(PAUSE).await;
+                    return Err(error.into());
+                }
             }
         }
     }
+}
 
-    /// Leaves it to the successor.
-    pub fn leave(self) {
-        release_unix(&self.path);
+impl Drop for PostLock {
+    fn drop(&mut self) {
+        release_unix(&self.0);
     }
 }
 
 impl Successor {
     /// The process that it is, as the kernel has it.
     pub fn pid(&self) -> Option<i32> {
-        self.0.stream().peer_cred().ok()?.pid()
+        self.line.stream().peer_cred().ok()?.pid()
     }
 
     /// Hands the sockets over; this process keeps them too.
@@ -256,27 +356,53 @@ impl Successor {
     /// # Errors
     /// It is gone, or speaks another version.
     pub async fn hand<S: AsFd>(&mut self, sockets: &[(SocketAddr, S)]) -> Result<(), TakeoverError> {
-        match within(self.0.hear()).await? {
-            Some(Heard { text, .. }) if text == GREETING => {}
-            Some(Heard { text, .. }) => return Err(TakeoverError::Unknown(text)),
-            None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it left without a word").into()),
-        }
+        let Some(Heard { text, .. }) = within(self.line.hear()).await? else {
+            return Err(ended("it left without a word").into());
+        };
+        let Some(patience) = patience(&text) else {
+            within(self.line.say(&format!("{UNKNOWN} {VERSION}"), None)).await?;
+            return Err(TakeoverError::Unknown(text));
+        };
+        // It counts from before it came, and gives up first.
+        self.until = Instant::now() + patience + STEP;
         for (address, socket) in sockets {
-            within(self.0.say(&format!("{SOCKET} {address}"), Some(socket.as_fd()))).await?;
+            within(self.line.say(&format!("{SOCKET} {address}"), Some(socket.as_fd()))).await?;
         }
-        Ok(within(self.0.say(END, None)).await?)
+        Ok(within(self.line.say(END, None)).await?)
     }
 
-    /// Waits until it could serve.
+    /// Waits until it could serve, asks whether it takes over, and hears that it does; from then on it accepts when it hears
+    /// [`Successor::released`]. Safe to cancel, and to call again.
     ///
     /// # Errors
-    /// It has ended before.
-    pub async fn serving(&mut self) -> Result<(), TakeoverError> {
-        match self.0.hear().await? {
-            Some(Heard { text, .. }) if text == SERVING => Ok(()),
-            Some(Heard { text, .. }) => Err(TakeoverError::Unknown(text)),
-            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended before it could serve").into()),
+    /// It has ended before, or was late, and does not take over.
+    pub async fn taken(&mut self) -> Result<(), TakeoverError> {
+        loop {
+            let (heard, late) = match timeout_at(self.until, self.line.hear()).await {
+                Ok(heard) => (heard, false),
+                Err(_) => {
+                    // From here on it cannot say that it does; it may have said so just before.
+                    shutdown(self.line.stream(), Shutdown::Read).map_err(io::Error::from)?;
+                    (self.line.hear().await, true)
+                }
+            };
+            match heard? {
+                Some(Heard { text, .. }) if text == TAKEN && self.asked => return Ok(()),
+                _ if late => return Err(io::Error::new(io::ErrorKind::TimedOut, "it was not ready in time").into()),
+                Some(Heard { text, .. }) if text == SERVING && !self.asked => {
+                    self.asked = true;
+                    self.until = Instant::now() + STEP;
+                    self.line.say(TAKE, None).await?;
+                }
+                Some(Heard { text, .. }) => return Err(TakeoverError::Unknown(text)),
+                None => return Err(ended("it ended before it took over").into()),
+            }
         }
+    }
+
+    /// Whether it is there still, as far as can be told at once.
+    pub fn is_there(&mut self) -> bool {
+        matches!(self.line.hear().now_or_never(), None | Some(Ok(Some(_))))
     }
 
     /// Says that this process accepts nothing any more.
@@ -284,15 +410,25 @@ impl Successor {
     /// # Errors
     /// It is gone.
     pub async fn released(&mut self) -> Result<(), TakeoverError> {
-        Ok(within(self.0.say(RELEASED, None)).await?)
+        Ok(within(self.line.say(RELEASED, None)).await?)
     }
 
     /// Sends it away, for there is another one.
     pub async fn busy(mut self) {
         // What it says is heard, or the end would be a reset that overtakes the answer. Whatever becomes of it, it is sent away.
-        let _ = within(self.0.hear()).await;
-        let _ = within(self.0.say(BUSY, None)).await;
+        let _ = within(self.line.hear()).await;
+        let _ = within(self.line.say(BUSY, None)).await;
     }
+}
+
+/// How long who greets like this may take; none if it is of another version.
+fn patience(greeting: &str) -> Option<Duration> {
+    let seconds = greeting.strip_prefix(GREETING)?.strip_prefix(' ')?.parse().ok()?;
+    Some(Duration::from_secs(seconds).min(LONGEST))
+}
+
+fn ended(how: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, how)
 }
 
 /// The directory of `path` is made if it is not there, and is then this user's alone.
@@ -327,8 +463,12 @@ const GREETING: &str = "countersign take-over 1";
 const SOCKET: &str = "socket";
 const END: &str = "end";
 const SERVING: &str = "serving";
+const TAKE: &str = "take";
+const TAKEN: &str = "taken";
 const RELEASED: &str = "released";
 const BUSY: &str = "busy";
+const UNKNOWN: &str = "unknown";
+const VERSION: u32 = 1;
 
 /// Permissions of the socket for successors.
 const MODE: u32 = 0o600;
@@ -336,8 +476,20 @@ const MODE: u32 = 0o600;
 /// How long a step of the conversation may take.
 const STEP: Duration = Duration::from_secs(5);
 
+/// How long the process before may take to let go.
+const RELEASE: Duration = Duration::from_secs(10);
+
+/// The longest that a process may take until it could serve.
+const LONGEST: Duration = Duration::from_secs(600);
+
 /// How often it is asked again where the process before ends while it hands over.
 const ATTEMPTS: u32 = 3;
+
+/// How often it is looked whether the process before has ended.
+const LOOKS: u32 = 20;
+
+/// How often it is looked whether this process could serve.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How long to wait when the system refuses to accept, and before it is asked again.
 const PAUSE: Duration = Duration::from_millis(100);

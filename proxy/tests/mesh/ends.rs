@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use countersign_identity::tls::Alpn;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
 use super::support::app::AppBody;
-use super::support::{App, Pair, client, soon, until};
+use super::support::sidecar::any_name;
+use super::support::{App, CLIENT, Pair, client, free_address, read_to, soon, until};
 
 async fn echo(request: Request<Incoming>) -> Response<AppBody> {
     Response::new(request.into_body().boxed())
@@ -44,6 +47,41 @@ async fn draining_lets_what_is_under_way_finish_and_takes_nothing_new() {
     app.leave();
     let running = pair.server.running.take().unwrap();
     soon("it has drained", running).await.unwrap().unwrap();
+}
+
+/// They are connected as far as their callers know.
+#[tokio::test]
+async fn connections_that_wait_to_be_accepted_when_a_listener_ends_are_served() {
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: app.test\r\n\r\n";
+    let app = App::http1(echo).await;
+    let pair = Pair::start("http", app.address).await;
+    let connector = pair.connector(CLIENT, Alpn::Http1);
+    // Without a turn of the runtime, so that nobody has accepted them.
+    let connect = |to| (0..5).map(|_| std::net::TcpStream::connect(to).unwrap()).collect::<Vec<_>>();
+    let waiting = connect(pair.inbound);
+    pair.server.lifecycle.drain();
+    until("nothing new is taken", || async { TcpStream::connect(pair.inbound).await.is_err() }).await;
+    for tcp in waiting {
+        tcp.set_nonblocking(true).unwrap();
+        let tls = connector.connect(any_name(), TcpStream::from_std(tcp).unwrap());
+        let mut tls = soon("the handshake", tls).await.unwrap();
+        tls.write_all(REQUEST).await.unwrap();
+        let answer = read_to(&mut tls, "\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    // And where the listener goes with a change of the file.
+    let waiting = connect(pair.entrance);
+    let moved = pair.client_config.replace(&pair.entrance.to_string(), &free_address().to_string());
+    pair.client.reload(&moved);
+    until("the old address is left", || async { TcpStream::connect(pair.entrance).await.is_err() }).await;
+    for tcp in waiting {
+        tcp.set_nonblocking(true).unwrap();
+        let mut tcp = TcpStream::from_std(tcp).unwrap();
+        tcp.write_all(REQUEST).await.unwrap();
+        let answer = read_to(&mut tcp, "\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+    }
 }
 
 #[tokio::test]

@@ -9,8 +9,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -81,6 +81,9 @@ impl Line {
                 let mut bytes = [0; 512];
                 let flags = RecvFlags::CMSG_CLOEXEC;
                 let got = recvmsg(&self.stream, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags)?;
+                if got.flags.contains(ReturnFlags::CTRUNC) {
+                    return Err(io::Error::other("a socket did not arrive: this process has too many open files"));
+                }
                 let mut sockets = Vec::new();
                 for message in control.drain() {
                     if let RecvAncillaryMessage::ScmRights(rights) = message {

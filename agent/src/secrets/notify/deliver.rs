@@ -126,8 +126,12 @@ async fn run(command: &[String], limit: Duration, notice: &Notice) -> Result<(),
         .kill_on_drop(true)
         .spawn()
         .map_err(|source| DeliveryError::Start { program: program.clone(), source })?;
-    let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-    match timeout(limit, child.wait()).await {
+    let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+    let waited = timeout(limit, child.wait()).await;
+    if matches!(waited, Ok(Ok(_))) {
+        group.has_ended();
+    }
+    match waited {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => {
             let how = match (status.code(), status.signal()) {
@@ -139,11 +143,27 @@ async fn run(command: &[String], limit: Duration, notice: &Notice) -> Result<(),
         }
         Ok(Err(source)) => Err(DeliveryError::Start { program, source }),
         Err(_) => {
-            if let Some(group) = group {
-                let _ = kill_process_group(group, Signal::KILL);
-            }
+            drop(group);
             let _ = child.wait().await;
             Err(DeliveryError::TimeUp { program, limit })
+        }
+    }
+}
+
+/// A command with what it has started: killed when this is dropped, for then nobody waits for it any more.
+struct Group(Option<Pid>);
+
+impl Group {
+    /// The command has ended, and its number may be another's.
+    fn has_ended(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }
@@ -154,6 +174,11 @@ const MAX_PID_FILE: u64 = 64;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Instant;
+
+    use countersign_testing::eventually;
+
     use super::*;
 
     #[tokio::test]
@@ -164,6 +189,30 @@ mod tests {
         assert!(made.success());
         let error = send_signal(Signal::HUP, &path).await.unwrap_err().to_string();
         assert!(error.contains("not a regular file"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_is_given_up_ends_with_what_it_has_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pid");
+        let script = format!("sleep 60 & echo $! > {0}.next; mv {0}.next {0}; wait", path.display());
+        let command = ["sh", "-c", &script].map(str::to_owned);
+        let notice = Notice { generation: 1, names: BTreeSet::new(), noticed: Instant::now() };
+        let pid = async { eventually("it has started another", async || std::fs::read_to_string(&path)).await };
+        // As when the directory of secrets is let go of.
+        let pid = tokio::select! {
+            result = run(&command, Duration::from_secs(60), &notice) => panic!("{result:?}"),
+            pid = pid => Pid::from_raw(pid.trim().parse().unwrap()).unwrap(),
+        };
+        eventually("that has ended", async || {
+            let status = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+            // One that nobody has waited for yet has ended as well.
+            match status {
+                Ok(status) if !status.contains(") Z ") => Err(status),
+                _ => Ok(()),
+            }
+        })
+        .await;
     }
 
     /// It needs a privileged user, to give a file away; without one the promise cannot be shown, and the test fails.
