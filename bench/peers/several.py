@@ -3,7 +3,7 @@ a sidecar, and one more beside each endpoint."""
 
 import json
 
-from peers import envoy
+from peers import envoy, haproxy
 from peers.countersign import Countersign
 
 
@@ -42,8 +42,9 @@ class HAProxied:
     def start(self, ground, addresses):
         """Returns where it listens."""
         listen = ground.address()
-        servers = "".join(f"    server s{number} {address}\n" for number, address in enumerate(addresses))
-        path = ground.config(self.name, "haproxy.cfg", HAPROXY.format(listen=listen, balance=self.balance, servers=servers))
+        text = haproxy.CONFIG.format(bind=listen, server=addresses[0])
+        text += "".join(f"    server out-{number} {address}\n" for number, address in enumerate(addresses[1:]))
+        path = ground.config(self.name, "haproxy.cfg", f"{text}    balance {self.balance}\n")
         ground.sidecar(self.name, ["haproxy", "-db", "-f", path])
         return listen
 
@@ -77,25 +78,3 @@ SEVERAL = [
     Envoyed("LEAST_REQUEST"),
     Envoyed("ROUND_ROBIN"),
 ]
-
-HAPROXY = """\
-global
-    nbthread 1
-    maxconn 9500
-
-defaults
-    mode http
-    option http-no-delay
-    http-reuse always
-    timeout connect 1s
-    timeout client 1h
-    timeout server 1h
-    timeout http-keep-alive 1h
-
-frontend in
-    bind {listen}
-    default_backend out
-
-backend out
-    balance {balance}
-{servers}"""
