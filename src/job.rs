@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use countersign_proxy::App;
 use countersign_runtime::Lifecycle;
@@ -14,6 +15,7 @@ use countersign_runtime::supervisor::NOTIFY_SOCKET;
 use rustix::process::{Pid, Signal, getpgid, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 use crate::exit::Failure;
 use passed::Passed;
@@ -79,8 +81,8 @@ async fn attend(mut child: Child, lifecycle: &Lifecycle, mut signals: Passed) ->
         // It may have ended a moment ago.
         let _ = pid.map(|pid| kill_process(pid, signal));
     };
-    // Whether it was told to end.
-    let mut told = false;
+    // Whether it was told to end: by us, or perhaps by the terminal.
+    let (mut told, mut perhaps) = (false, false);
     tracing::info!(pid = child.id(), "the app has been started");
     loop {
         tokio::select! {
@@ -93,17 +95,27 @@ async fn attend(mut child: Child, lifecycle: &Lifecycle, mut signals: Passed) ->
                 return ended(child.wait().await);
             }
             Some(signal) = signals.next() => {
-                told |= [Signal::TERM, Signal::INT].contains(&signal);
-                if !signals.is_told_by_terminal(signal) {
+                if signals.is_told_by_terminal(signal) {
+                    perhaps = true;
+                } else {
+                    told |= [Signal::TERM, Signal::INT].contains(&signal);
                     pass(signal);
                 }
             }
-            // By an order at the admin endpoint.
-            () = lifecycle.draining(), if !told => {
+            // By an order at the admin endpoint, or by a signal that somebody else than the terminal has sent.
+            () = drains(lifecycle, perhaps), if !told => {
                 told = true;
                 pass(Signal::TERM);
             }
         }
+    }
+}
+
+/// Waits until the app has to be told to end, which has perhaps been told already.
+async fn drains(lifecycle: &Lifecycle, perhaps: bool) {
+    lifecycle.draining().await;
+    if perhaps {
+        sleep(TERMINAL).await;
     }
 }
 
@@ -124,3 +136,6 @@ fn ended(status: std::io::Result<ExitStatus>) -> Result<(), Failure> {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     if code == 0 { Ok(()) } else { Err(Failure::App(u8::try_from(code).unwrap_or(1))) }
 }
+
+/// How long an app that the terminal has perhaps told to end may take before we tell it.
+const TERMINAL: Duration = Duration::from_secs(2);

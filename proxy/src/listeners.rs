@@ -79,7 +79,10 @@ impl Plan {
     fn leads_to(&self, to: &[Address]) -> bool {
         match &self.listener {
             Entry::Inbound(inbound) => std::slice::from_ref(&inbound.app) == to,
-            Entry::Outbound(outbound) => outbound.to == to || outbound.split.iter().any(|part| part.to == to),
+            Entry::Outbound(outbound) => {
+                let mirror = outbound.mirror.as_ref().is_some_and(|mirror| mirror.to == to);
+                outbound.to == to || outbound.split.iter().any(|part| part.to == to) || mirror
+            }
         }
     }
 

@@ -224,10 +224,10 @@ impl Mirror {
     async fn ask(&self, copy: Duplicate) -> Result<StatusCode, Fault> {
         let Duplicate { head, worker, remote, data, trailers, kept, .. } = copy;
         let (parts, ()) = head.into_parts();
-        let body = if data.is_empty() && trailers.is_none() {
-            Incoming::None
+        let (body, kept) = if data.is_empty() && trailers.is_none() {
+            (Incoming::None, Some(kept))
         } else {
-            Incoming::Copy(Box::new(Content::new(data.into(), trailers)))
+            (Incoming::Copy(Box::new(Content::new(data.into(), trailers, kept))), None)
         };
         // No connection of any caller: what becomes of those does not end it, and they do not wait for it.
         let (listener, traffic) = (Arc::clone(&self.listener), Arc::default());

@@ -3,6 +3,7 @@
 //! Invariant: what the app sends leaves this host over mutual TLS to the identity that the listener names, or not at
 //! all.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -125,7 +126,15 @@ impl Outbound {
                 0 => turn.broke(None),
                 _ => turn.spoke(),
             });
-            let copied = next.connection.unless_closed(tunnel::copy_raw(app, stream)).await;
+            let mut copied = pin!(next.connection.unless_closed(tunnel::copy_raw(app, stream)));
+            let copied = tokio::select! {
+                copied = &mut copied => copied,
+                () = sleep(AT_ONCE) => {
+                    // It is served there, though perhaps nothing is ever said.
+                    turn.spoke();
+                    copied.await
+                }
+            };
             copied.ok_or(Fault::Untrusted)
         };
         match connection.unless_closed(carried).await {

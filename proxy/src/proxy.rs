@@ -228,7 +228,12 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
         in_force.send_replace(Arc::clone(&newest));
         current = newest;
     };
-    if !handover.ends_in_charge().await {
+    let in_charge = tokio::select! {
+        in_charge = handover.ends_in_charge() => in_charge,
+        // A second signal waits for no other process.
+        () = lifecycle.stopping() => return Ok(()),
+    };
+    if !in_charge {
         tracing::info!("ends before it took over; the process before goes on");
         return Ok(());
     }
@@ -243,7 +248,10 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
     if let Some(successor) = successor {
         listeners.end_all().await;
         relieved.cancel();
-        handover.let_go(successor).await;
+        tokio::select! {
+            () = handover.let_go(successor) => {}
+            () = lifecycle.stopping() => {}
+        }
         lifecycle.drain();
     }
     drop((admin, handover));

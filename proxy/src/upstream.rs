@@ -400,7 +400,7 @@ impl Upstream {
         }
         attempts.failed_at(endpoint);
         // There is nothing to be won where it has just failed.
-        if attempts.made() >= self.retry.attempts || !self.has_other(attempts) {
+        if attempts.made() >= self.retry.attempts || !self.may_have_other(attempts) {
             return false;
         }
         let within = self.budget.withdraw();
@@ -425,13 +425,23 @@ impl Upstream {
         );
     }
 
-    /// Whether there is an endpoint that takes requests and was not tried; where there is none, one that was out of reach
-    /// may be back, as where all are restarted one after the other.
+    /// Whether there is an endpoint that takes requests and was not tried.
     fn has_other(&self, attempts: &Attempts) -> bool {
+        self.has_untried(attempts, Endpoint::is_in)
+    }
+
+    /// As [`Upstream::has_other`], or one that went out of reach a moment ago and may be back, as where all are restarted one
+    /// after the other.
+    fn may_have_other(&self, attempts: &Attempts) -> bool {
+        self.has_untried(attempts, |endpoint, now| {
+            endpoint.is_in(now) || endpoint.health.unreached_for(now).is_some_and(|unreached| unreached < RESTART)
+        })
+    }
+
+    fn has_untried(&self, attempts: &Attempts, fit: impl Fn(&Endpoint, Instant) -> bool) -> bool {
         let (now, members) = (Instant::now(), self.members.borrow());
-        let untried = || members.all.iter().map(|member| &member.endpoint).filter(|other| !attempts.has_tried(other));
-        untried().any(|other| other.is_in(now))
-            || untried().any(|other| other.health.reason() == Some(health::Reason::Unreachable))
+        let mut untried = members.all.iter().map(|member| &member.endpoint).filter(|other| !attempts.has_tried(other));
+        untried.any(|other| fit(other, now))
     }
 
     /// What is known of each endpoint, for who looks after the process.
@@ -475,6 +485,9 @@ impl Upstream {
         self.members.send_replace(members);
     }
 }
+
+/// How long a restart takes that nobody need notice.
+const RESTART: Duration = Duration::from_secs(10);
 
 /// How seldom it is said that connections are closed that wait.
 const SAID: Duration = Duration::from_secs(60);

@@ -79,7 +79,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack {
         settings: &[(INITIAL_WINDOW, 0)],
         upload: true,
-        ..attack("no window for an upload", Broken, Borne, |peer, _| Box::pin(peer.settle()))
+        ..attack("no window for an upload", Late, Borne, |peer, _| Box::pin(peer.settle()))
     },
     Attack {
         upload: true,

@@ -21,7 +21,7 @@ pub struct Limits {
     pub header_bytes: u32,
     /// How long a TLS handshake may take, with its turn and a PROXY header before it.
     pub handshake: Duration,
-    /// How long a client may take to send a request head, and how long an HTTP/1 connection may wait for its next.
+    /// How long a client may take to send a request head, from its first byte on.
     pub head: Duration,
     /// How long one attempt to connect may take.
     pub connect: Duration,

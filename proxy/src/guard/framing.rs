@@ -114,7 +114,11 @@ impl<T> Framed<T> {
 
     /// Whether the head that has begun is late; sees to it that the task is woken when it is.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some((within, was_late)) = &self.within else { return false };
+        // hyper reads ahead while it answers; the request that is under way has limits of its own.
+        let Some((within, was_late)) = self.within.as_ref().filter(|_| self.answers.are_all_written()) else {
+            self.late = None;
+            return false;
+        };
         let late = self.late.get_or_insert_with(|| Box::pin(sleep(*within))).as_mut().poll(cx).is_ready();
         was_late.fetch_or(late, Ordering::Relaxed);
         late

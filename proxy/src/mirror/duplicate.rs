@@ -37,6 +37,8 @@ pub(crate) struct Mirrored {
 pub(crate) struct Content {
     data: Bytes,
     trailers: Option<HeaderMap>,
+    /// The room that it takes, also where it goes on after its answer.
+    _kept: OwnedSemaphorePermit,
 }
 
 impl Duplicate {
@@ -47,6 +49,9 @@ impl Duplicate {
         remote: SocketAddr,
         worker: usize,
     ) -> Result<Self, Dropped> {
+        if mirror.places.available_permits() == 0 {
+            return Err(Dropped::Requests);
+        }
         guard::mirrored::tell_peer(head.headers_mut());
         let fields = head.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD);
         let target = head.uri().path().len() + head.uri().query().map_or(0, str::len);
@@ -163,8 +168,8 @@ impl Drop for Mirrored {
 }
 
 impl Content {
-    pub(super) fn new(data: Bytes, trailers: Option<HeaderMap>) -> Self {
-        Self { data, trailers }
+    pub(super) fn new(data: Bytes, trailers: Option<HeaderMap>, kept: OwnedSemaphorePermit) -> Self {
+        Self { data, trailers, _kept: kept }
     }
 
     pub(crate) fn next(&mut self) -> Option<Frame<Bytes>> {

@@ -20,23 +20,29 @@ pub(super) fn pick<'a>(
     now: Instant,
 ) -> Option<&'a Arc<Member>> {
     let untried = |member: &&Arc<Member>| !attempts.has_tried(&member.endpoint);
+    // One that was ejected for its answers is due for a request that decides.
+    if let Some(due) = members.iter().filter(untried).find(|member| member.endpoint.health.may_be_probed(now)) {
+        return Some(due);
+    }
     // Who asks to be left alone is not gone.
     let is_in = |member: &&Arc<Member>| member.endpoint.health.is_in();
     let priority = members.iter().filter(untried).filter(is_in).map(|member| member.priority).min();
-    // One that was ejected for its answers is due for a request that decides, if it were any better than what is there.
-    let wanted = |member: &&Arc<Member>| priority.is_none_or(|priority| member.priority <= priority);
-    let mut due = members.iter().filter(untried).filter(wanted);
-    if let Some(due) = due.find(|member| member.endpoint.health.may_be_probed(now)) {
-        return Some(due);
-    }
     let Some(priority) = priority else { return choose(members, |m| untried(m), balance, next, now) };
     let fit = |member: &&Arc<Member>| member.priority == priority && untried(member) && is_in(member);
     let held = |member: &&Arc<Member>| member.endpoint.is_held(now);
     let (all, alone) =
         members.iter().filter(fit).fold((0, 0), |(all, alone), member| (all + 1, alone + usize::from(held(&member))));
-    // Where more than half of them want to be left alone, that is no reason to go to the others: they would be next.
-    if alone == 0 || 2 * alone > all {
+    if alone == 0 {
         return choose(members, fit, balance, next, now);
+    }
+    // Where more than half of them want to be left alone, the others would be next if all went there: then what a request
+    // costs decides, of all of them, for of two at random both may be among those.
+    if 2 * alone > all {
+        return match balance {
+            Balance::PeakEwma => least(members, fit, |member| weighed(member, now, Endpoint::cost)),
+            Balance::LeastRequest => least(members, fit, |member| weighed(member, now, Endpoint::load)),
+            Balance::RoundRobin | Balance::LeastConnections => choose(members, fit, balance, next, now),
+        };
     }
     choose(members, |member| fit(member) && !held(member), balance, next, now)
 }
@@ -55,14 +61,21 @@ fn choose<'a>(
             let turn = next.fetch_add(1, Ordering::Relaxed) % count.max(1);
             members.iter().filter(&fit).cycle().nth(turn)
         }
-        Balance::LeastConnections => {
-            let (count, start) = (members.len(), usize::from(rand::random::<u16>()));
-            let from = members.iter().cycle().skip(start % count.max(1)).take(count).filter(&fit);
-            from.min_by(|a, b| weighed(a, now, Endpoint::load).total_cmp(&weighed(b, now, Endpoint::load)))
-        }
+        Balance::LeastConnections => least(members, fit, |member| weighed(member, now, Endpoint::load)),
         Balance::PeakEwma => two(members, &fit, |member| weighed(member, now, Endpoint::cost)),
         Balance::LeastRequest => two(members, &fit, |member| weighed(member, now, Endpoint::load)),
     }
+}
+
+/// The one with the lowest cost; of several any.
+fn least<'a>(
+    members: &'a [Arc<Member>],
+    fit: impl Fn(&&'a Arc<Member>) -> bool,
+    cost: impl Fn(&Member) -> f64,
+) -> Option<&'a Arc<Member>> {
+    let (count, start) = (members.len(), usize::from(rand::random::<u16>()));
+    let from = members.iter().cycle().skip(start % count.max(1)).take(count).filter(fit);
+    from.min_by(|a, b| cost(a).total_cmp(&cost(b)))
 }
 
 /// Of two at random the one with the lower cost: nearly as good as the best of all, and no two workers run to the same

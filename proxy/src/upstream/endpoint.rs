@@ -34,8 +34,8 @@ pub(crate) struct Endpoint {
     pub(super) group: Arc<Group>,
     /// Requests under way, or connections where no requests are known.
     in_flight: AtomicUsize,
-    /// How many of them were sent whole and are not answered, and since when nothing was, in microseconds since the group
-    /// was born.
+    /// How many of them were sent whole and are not answered, and when the first was that came after the last answer, in
+    /// microseconds since the group was born; 0 if none has.
     unanswered: AtomicUsize,
     silent_since: AtomicU64,
     latency: Latency,
@@ -90,8 +90,9 @@ impl Endpoint {
         if self.is_alone() {
             return false;
         }
-        if self.unanswered.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.is_heard();
+        let first = self.unanswered.fetch_add(1, Ordering::Relaxed) == 0;
+        if first || self.silent_since.load(Ordering::Relaxed) == 0 {
+            self.silent_since.store(self.age(Instant::now()).max(1), Ordering::Relaxed);
         }
         true
     }
@@ -101,17 +102,14 @@ impl Endpoint {
         self.unanswered.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn is_heard(&self) {
-        self.silent_since.store(self.age(Instant::now()), Ordering::Relaxed);
-    }
-
-    /// For how long requests wait here of which none was answered, in seconds.
+    /// For how long requests wait here after which nothing was answered, in seconds. One that waits on purpose says nothing
+    /// once one that came after it is answered.
     fn silence(&self, now: Instant) -> f64 {
-        if self.unanswered.load(Ordering::Relaxed) == 0 {
+        let since = self.silent_since.load(Ordering::Relaxed);
+        if since == 0 || self.unanswered.load(Ordering::Relaxed) == 0 {
             return 0.0;
         }
-        let silent = self.age(now).saturating_sub(self.silent_since.load(Ordering::Relaxed));
-        Duration::from_micros(silent).as_secs_f64()
+        Duration::from_micros(self.age(now).saturating_sub(since)).as_secs_f64()
     }
 
     /// What one more request would have to expect, relative to the same of other endpoints: the latency, or the silence if
@@ -122,14 +120,17 @@ impl Endpoint {
 
     /// As [`Endpoint::cost`], where latency does not count.
     pub(super) fn load(&self, now: Instant) -> f64 {
-        let under_way = (self.in_flight() + 1) as f64;
+        (self.in_flight() + 1) as f64 * f64::from(1 << self.strikes(now))
+    }
+
+    /// Answers that nobody wants, in a row, but for those that are forgotten.
+    fn strikes(&self, now: Instant) -> u32 {
         match self.strikes.load(Ordering::Relaxed) {
-            0 => under_way,
+            0 => 0,
             strikes => {
                 let since = self.age(now).saturating_sub(self.struck_at.load(Ordering::Relaxed));
                 let forgotten = since / u64::try_from(FORGET.as_micros()).unwrap_or(u64::MAX);
-                let counted = strikes.min(MOST_STRIKES).saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX));
-                under_way * f64::from(1 << counted)
+                strikes.min(MOST_STRIKES).saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX))
             }
         }
     }
@@ -156,12 +157,14 @@ impl Endpoint {
             return;
         }
         let now = Instant::now();
-        self.silent_since.store(self.age(now), Ordering::Relaxed);
+        if self.silent_since.load(Ordering::Relaxed) != 0 {
+            self.silent_since.store(0, Ordering::Relaxed);
+        }
         if verdict.is_busy() {
             let refusals = self.strike(waited, now);
             // One that was held and has done nothing since needs to say it once.
             if verdict.is_of_endpoint() || refusals >= REFUSALS || self.held_until.load(Ordering::Relaxed) != 0 {
-                self.hold(verdict.retry_after.map_or(HOLD, |asked| asked.min(LONGEST_HOLD)), now);
+                self.hold(verdict.retry_after.map_or(HOLD, |asked| asked.clamp(SHORTEST_HOLD, LONGEST_HOLD)), now);
             }
             self.group.metrics.held();
         } else if verdict.is_failure() {
@@ -199,15 +202,15 @@ impl Endpoint {
     /// Notes an answer that nobody wants. How quickly it came is not noted: that must not attract more.
     fn strike(&self, waited: Option<Duration>, now: Instant) -> u32 {
         self.latency.at_least(waited.unwrap_or_default(), now);
+        let strikes = self.strikes(now) + 1;
+        self.strikes.store(strikes, Ordering::Relaxed);
         self.struck_at.store(self.age(now), Ordering::Relaxed);
-        self.strikes.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+        strikes
     }
 
     fn hold(&self, time: Duration, now: Instant) {
         let until = self.since_birth(now) + u64::try_from(time.as_millis()).unwrap_or(0);
         self.held_until.fetch_max(until, Ordering::Relaxed);
-        // Then it is asked again.
-        self.strikes.store(0, Ordering::Relaxed);
     }
 
     /// Notes that a request broke before it was answered.
@@ -340,7 +343,8 @@ impl Drop for Endpoint {
 /// How long an endpoint is left alone that has too much to do and does not say for how long.
 const HOLD: Duration = Duration::from_secs(1);
 
-/// How long it is left alone at most.
+/// How long it is left alone at least, whatever it says, and at most.
+const SHORTEST_HOLD: Duration = Duration::from_millis(100);
 const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// From how many refusals in a row on an endpoint is left alone that may have refused one caller and no other.
@@ -404,6 +408,14 @@ mod tests {
         assert!(endpoint.awaits());
         let late = Instant::now() + Duration::from_secs(60);
         assert!(endpoint.cost(late) > 100.0, "one waits, and one more would: for a minute each");
+        // Another one is answered: the first waits on purpose.
+        assert!(endpoint.awaits());
+        endpoint.answered(&Verdict::of(StatusCode::OK, &http::HeaderMap::new()), None);
+        endpoint.awaits_no_more();
+        assert!(endpoint.cost(late) < 0.1);
+        assert!(endpoint.awaits());
+        assert!(endpoint.cost(late) > 100.0, "one that came after it is not answered");
+        endpoint.awaits_no_more();
         endpoint.awaits_no_more();
         endpoint.leave();
         assert!(endpoint.cost(late) < 0.1);

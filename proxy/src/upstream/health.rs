@@ -48,7 +48,8 @@ struct Ejection {
     reason: Option<Reason>,
     /// How often it was ejected without being in for long in between.
     times: u32,
-    /// When it may be tried again.
+    /// Since when it is out, and when it may be tried again.
+    since: Option<Instant>,
     until: Option<Instant>,
     /// When it came back last.
     back: Option<Instant>,
@@ -133,7 +134,7 @@ impl Health {
         let backoff = rule.backoff.saturating_mul(1 << ejected.times.min(20)).min(rule.longest);
         ejected.times += 1;
         if was_in {
-            ejected.reason = Some(reason);
+            (ejected.reason, ejected.since) = (Some(reason), Some(now));
         }
         ejected.until = Some(now + backoff);
         self.failures.store(0, Ordering::Relaxed);
@@ -149,6 +150,13 @@ impl Health {
         self.failures.store(0, Ordering::Relaxed);
         self.standing.store(IN, Ordering::Relaxed);
         Some(reason)
+    }
+
+    /// For how long it could not be reached, if that is why it is out.
+    pub(super) fn unreached_for(&self, now: Instant) -> Option<Duration> {
+        let ejected = self.ejection();
+        let since = ejected.since.filter(|_| ejected.reason == Some(Reason::Unreachable))?;
+        Some(now.saturating_duration_since(since))
     }
 
     /// Why it is out, if it is.

@@ -1,5 +1,6 @@
 //! An upstream of several endpoints: each request goes to one that can do it.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -167,6 +168,23 @@ async fn an_app_that_refuses_one_of_its_users_is_not_left_alone_and_one_that_ref
     assert!(other.seen().len() >= 28, "{}", other.seen().len());
 }
 
+/// How many of 400 requests of eight callers at once are not answered with 200.
+async fn failed_of_400(entrance: SocketAddr) -> usize {
+    let mut callers = JoinSet::new();
+    for _ in 0..8 {
+        callers.spawn(async move {
+            let (mut sender, mut failed) = (client::http1(entrance).await, 0);
+            for _ in 0..50 {
+                let response = sender.send_request(client::request("POST", "/", client::empty())).await.unwrap();
+                failed += usize::from(response.status() != 200);
+                client::text(response).await;
+            }
+            failed
+        });
+    }
+    callers.join_all().await.into_iter().sum()
+}
+
 /// The worst of endpoints is quicker than the best: it says no.
 #[tokio::test]
 async fn an_endpoint_that_fails_quickly_draws_no_requests_though_it_cannot_be_taken_out() {
@@ -181,22 +199,27 @@ async fn an_endpoint_that_fails_quickly_draws_no_requests_though_it_cannot_be_ta
     let (good, _lives) = called(&authority, app.address, "http").await;
     let bad = Workload::start(&authority, SERVER, NO).await;
     let caller = Caller::start(&authority, &[good, bad.app.address], "http", ", ejection: off").await;
-    let mut callers = JoinSet::new();
-    for _ in 0..8 {
-        let entrance = caller.entrance;
-        callers.spawn(async move {
-            let (mut sender, mut failed) = (client::http1(entrance).await, 0);
-            for _ in 0..50 {
-                let response = sender.send_request(client::request("POST", "/", client::empty())).await.unwrap();
-                failed += usize::from(response.status() != 200);
-                client::text(response).await;
-            }
-            failed
-        });
-    }
-    let failed: usize = callers.join_all().await.into_iter().sum();
+    let failed = failed_of_400(caller.entrance).await;
     assert_eq!(failed, 0, "{} of 400 requests met the one that fails", bad.seen().len());
     assert!((1..=40).contains(&bad.seen().len()), "{} of 400 requests met the one that fails", bad.seen().len());
+}
+
+#[tokio::test]
+async fn two_of_three_that_have_too_much_to_do_leave_most_to_the_third_which_has_not() {
+    const BUSY: Does =
+        Does::Answer("HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 4\r\n\r\nbusy");
+    let authority = Authority::new();
+    let app = App::http1(|_| async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        answer("fine")
+    })
+    .await;
+    let (good, _lives) = called(&authority, app.address, "http").await;
+    let busy = [Workload::start(&authority, SERVER, BUSY).await, Workload::start(&authority, SERVER, BUSY).await];
+    let at = [good, busy[0].app.address, busy[1].app.address];
+    let caller = Caller::start(&authority, &at, "http", "").await;
+    let failed = failed_of_400(caller.entrance).await;
+    assert!(failed <= 100, "{failed} of 400 were refused");
 }
 
 #[tokio::test]

@@ -317,6 +317,24 @@ async fn between_two_requests_the_time_for_a_head_does_not_run_whatever_came_bef
     until("it is counted", || async { metric("countersign_connections_ended_total", &late) > 0.5 }).await;
 }
 
+/// An end of line after a body, which old clients send (RFC 9112, section 2.2), is the beginning of a head that does not come.
+#[tokio::test]
+async fn while_a_request_is_answered_the_time_for_the_next_head_does_not_run() {
+    let app = App::http1(|_| async {
+        sleep(Duration::from_millis(2500)).await;
+        answer("in")
+    })
+    .await;
+    let pair = Pair::start("http, limits: { head: 1s }", app.address).await;
+    let mut tcp = TcpStream::connect(pair.entrance).await.unwrap();
+    // The first goes the short way, and the second, which begins with what the first left, the general one.
+    for _ in 0..2 {
+        tcp.write_all(b"POST / HTTP/1.1\r\nhost: app.test\r\ncontent-length: 2\r\n\r\nhi\r\n").await.unwrap();
+        let answer = read_to(&mut tcp, "\r\n\r\nin").await;
+        assert!(answer.ends_with("\r\n\r\nin"), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_response_has_its_time_for_silence_from_its_head_on() {
     let (told, mut heads) = mpsc::unbounded_channel();

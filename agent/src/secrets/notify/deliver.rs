@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use countersign_runtime::supervisor::NOTIFY_SOCKET;
 use reqwest::redirect::Policy;
 use reqwest::{Method, StatusCode, Url};
 use rustix::fs::OFlags;
@@ -118,6 +119,7 @@ async fn run(command: &[String], limit: Duration, notice: &Notice) -> Result<(),
         .args(arguments)
         .env("COUNTERSIGN_GENERATION", notice.generation.to_string())
         .env("COUNTERSIGN_FILES", names)
+        .env_remove(NOTIFY_SOCKET)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

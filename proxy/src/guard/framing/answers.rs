@@ -55,6 +55,11 @@ impl Answers {
         self.upgrade || self.unanswered.len() >= MOST_UNANSWERED
     }
 
+    /// Whether there is none that is awaited or being written.
+    pub(super) fn are_all_written(&self) -> bool {
+        self.unanswered.is_empty() && matches!(self.place, Place::Head)
+    }
+
     /// Whether the answer that is waited for decides on an upgrade.
     pub(super) fn decide_on_upgrade(&self) -> bool {
         self.upgrade
