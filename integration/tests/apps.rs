@@ -1,6 +1,9 @@
 //! nginx, HAProxy, Node and uvicorn as apps that restart, stall, are killed, and close connections that wait: who calls them
 //! does not notice.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+//!
+//! `KEEP_ALIVE` sets for how many seconds apps keep connections that wait (1 by default), `BURSTS` how many bursts of requests
+//! meet their ends (5 by default).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 #[path = "apps/servers.rs"]
 mod servers;
@@ -29,12 +32,17 @@ struct Replica {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_the_app_closes_while_they_wait_cost_no_request() {
     const BURST: usize = 12;
+    let set = |name: &str, normal: u32| std::env::var(name).map_or(normal, |text| text.parse().unwrap());
+    let (keep_alive, bursts) = (set("KEEP_ALIVE", 1), set("BURSTS", 5) as usize);
+    // About the end of what the app keeps, and of what the sidecar does.
+    let ends = u64::from(keep_alive) * 1000;
+    let pauses = [ends - 40, ends - 20, ends, ends + 20, ends + 40, 50, 2980, 3000, 3020];
     let mesh = Mesh::start(&["client", "server"], RULES).await;
     let mut client = Mesh::service("client", free_address(), "http");
     let (mut apps, mut relays, mut entrances) = (Vec::new(), Vec::new(), Vec::new());
     for kind in ALL {
         let address = free_address();
-        let app = kind.start(&mesh.path(kind.name()), address, 1).await;
+        let app = kind.start(&mesh.path(kind.name()), address, keep_alive).await;
         // It counts the connections of the sidecar.
         let relay = Relay::start(address).await;
         let server = Mesh::service("server", relay.address, "http");
@@ -47,7 +55,7 @@ async fn connections_that_the_app_closes_while_they_wait_cost_no_request() {
     }
     let _client = mesh.sidecar(client).await;
     let tried = ALL.into_iter().zip(entrances).map(|(kind, entrance)| async move {
-        for pause in [960, 980, 1000, 1020, 1040] {
+        for pause in pauses.into_iter().cycle().take(bursts) {
             let burst = (0..BURST).map(|number| async move {
                 let mut connection = Connection::connect(entrance).await.unwrap();
                 let (method, body) = [("GET", &b""[..]), ("PUT", b"body")][number % 2];
@@ -60,7 +68,9 @@ async fn connections_that_the_app_closes_while_they_wait_cost_no_request() {
         }
     });
     join_all(tried).await;
-    for (kind, relay) in ALL.into_iter().zip(&relays) {
+    let counted = "countersign_requests_retried_total";
+    for (kind, (relay, (_, server))) in ALL.into_iter().zip(relays.iter().zip(&apps)) {
+        println!("{kind:?}: {bursts} bursts, {} sent again", server.metric(counted, &[]).await);
         let made = relay.connections();
         assert!(made > BURST, "{kind:?}: {made} connections: none was closed while it waited");
     }
