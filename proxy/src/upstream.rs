@@ -14,6 +14,7 @@ mod faults;
 mod follow;
 mod health;
 mod latency;
+mod show;
 mod verdict;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -442,34 +443,6 @@ impl Upstream {
         let (now, members) = (Instant::now(), self.members.borrow());
         let mut untried = members.all.iter().map(|member| &member.endpoint).filter(|other| !attempts.has_tried(other));
         untried.any(|other| fit(other, now))
-    }
-
-    /// What is known of each endpoint, for who looks after the process.
-    pub(crate) fn show(&self) -> serde_json::Value {
-        let now = Instant::now();
-        let members = self.members.borrow();
-        let endpoints = members.all.iter().map(|member| {
-            let endpoint = &member.endpoint;
-            let standing = match endpoint.health.reason() {
-                Some(reason) => format!("out: {}", reason.as_str()),
-                None if endpoint.is_held(now) => "held".to_owned(),
-                None => "in".to_owned(),
-            };
-            serde_json::json!({
-                "address": endpoint.name(),
-                "standing": standing,
-                "under_way": endpoint.in_flight(),
-                "latency": endpoint.latency(now),
-                "weight": member.weight,
-                "priority": member.priority,
-            })
-        });
-        serde_json::json!({
-            "listener": &*self.listener.name,
-            "to": self.address,
-            "problem": members.problem,
-            "endpoints": endpoints.collect::<serde_json::Value>(),
-        })
     }
 
     fn member(&self, endpoint: Arc<Endpoint>, target: Target, weight: u16, priority: u16) -> Arc<Member> {
