@@ -168,6 +168,15 @@ async fn an_app_that_refuses_one_of_its_users_is_not_left_alone_and_one_that_ref
     assert!(other.seen().len() >= 28, "{}", other.seen().len());
 }
 
+/// An app that takes its time.
+async fn in_20_ms() -> App {
+    App::http1(|_| async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        answer("fine")
+    })
+    .await
+}
+
 /// How many of 400 requests of eight callers at once are not answered with 200.
 async fn failed_of_400(entrance: SocketAddr) -> usize {
     let mut callers = JoinSet::new();
@@ -191,11 +200,7 @@ async fn an_endpoint_that_fails_quickly_draws_no_requests_though_it_cannot_be_ta
     const NO: Does =
         Does::Answer("HTTP/1.1 503 Service Unavailable\r\nx-countersign-retry: safe\r\ncontent-length: 2\r\n\r\nno");
     let authority = Authority::new();
-    let app = App::http1(|_| async {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        answer("fine")
-    })
-    .await;
+    let app = in_20_ms().await;
     let (good, _lives) = called(&authority, app.address, "http").await;
     let bad = Workload::start(&authority, SERVER, NO).await;
     let caller = Caller::start(&authority, &[good, bad.app.address], "http", ", ejection: off").await;
@@ -209,11 +214,7 @@ async fn two_of_three_that_have_too_much_to_do_leave_most_to_the_third_which_has
     const BUSY: Does =
         Does::Answer("HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 4\r\n\r\nbusy");
     let authority = Authority::new();
-    let app = App::http1(|_| async {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        answer("fine")
-    })
-    .await;
+    let app = in_20_ms().await;
     let (good, _lives) = called(&authority, app.address, "http").await;
     let busy = [Workload::start(&authority, SERVER, BUSY).await, Workload::start(&authority, SERVER, BUSY).await];
     let at = [good, busy[0].app.address, busy[1].app.address];
