@@ -120,13 +120,16 @@ pub(crate) async fn agent(options: &AgentOptions) -> Result<(), Failure> {
 
 /// Tells who started the process that it is ready, once it is.
 async fn announce(ready: impl Fn() -> Readiness, lifecycle: Lifecycle) {
-    while ready().is_err() {
-        tokio::select! {
-            () = sleep(LOOK) => {}
-            () = lifecycle.draining() => return,
+    let announced = async {
+        while ready().is_err() {
+            sleep(LOOK).await;
         }
+        supervisor::say_ready().await;
+    };
+    tokio::select! {
+        () = announced => {}
+        () = lifecycle.draining() => {}
     }
-    supervisor::say_ready();
 }
 
 async fn serve(file: File, changes: Changes, options: &Serve, mut surroundings: Surroundings) -> Result<(), Failure> {

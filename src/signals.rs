@@ -16,7 +16,11 @@ pub(crate) fn begin() -> Result<(Lifecycle, Metrics), Failure> {
     let life = lifecycle.clone();
     lifecycle.spawn(async move {
         life.draining().await;
-        supervisor::say_stopping();
+        tokio::select! {
+            biased;
+            () = supervisor::say_stopping() => {}
+            () = life.stopping() => {}
+        }
     });
     Ok((lifecycle, metrics))
 }

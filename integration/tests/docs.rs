@@ -25,23 +25,25 @@ fn blocks(page: &Path, language: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_guide_works_when_it_is_followed_literally() {
+fn the_guides_work_when_they_are_followed_literally() {
     let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let script = blocks(&root().join("docs/guide/two-services.md"), "sh").concat();
-    assert!(script.contains("countersign ca init") && script.contains("--once"), "the blocks are not found");
+    let guide = |page: &str| blocks(&root().join("docs/guide").join(page), "sh").concat();
+    let script = guide("two-services.md") + &guide("replicas.md");
+    for command in ["countersign ca init", "--once", "/drain", "own/takeover.sock", "429"] {
+        assert!(script.contains(command), "{command}: the blocks are not found");
+    }
     let path = format!("{}:{}", binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
     // The shell ends what it started in the background, and only that.
     let script = format!("set -eu\ntrap 'kill $(jobs -p) 2>/dev/null' EXIT\n{script}\necho the end\n");
-    let output = Command::new("bash")
-        .arg("-c")
-        .arg(script)
+    let output = Command::new("timeout")
+        .args(["120", "bash", "-c", &script])
         .current_dir(directory.path())
         .env("PATH", path)
         .stdin(Stdio::null())
         .output()
         .unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let logs = ["ca/log", "api/log", "web/log"]
+    let logs = ["ca/log", "api/log", "web/log", "api2/log", "job/log"]
         .map(|log| std::fs::read_to_string(directory.path().join(log)).unwrap_or_default());
     assert!(output.status.success() && stdout.ends_with("the end\n"), "{stdout}\n{stderr}\n{}", logs.join("\n"));
 }

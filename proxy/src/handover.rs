@@ -5,6 +5,7 @@
 //! could serve. A process that hands over lets go when the next one has said that it takes over, or when it ends itself
 //! while the next one gets ready; then it drains.
 
+use std::io;
 use std::time::Duration;
 
 use countersign_runtime::takeover::{Inherited, Post, Predecessor, Relief, Successor, TakeoverError, meet};
@@ -144,13 +145,19 @@ impl Handover {
         self.in_charge.is_cancelled()
     }
 
-    /// The process that gets ready to take over, if there is one when this one is told to end.
+    /// The process that gets ready to take over, if there is one when this one is told to end, and it does take over. It may
+    /// have been told to end as well: then this one serves the app until the app is gone.
     pub(crate) async fn heir(&mut self) -> Option<Successor> {
-        let mut successor = match self.handing.take()? {
-            Handing::HasThem(successor) => successor,
-            Handing::Gets(getting) => timeout(HAND, getting).await.ok()?.ok()?,
+        let takes_over = async |handing| -> Result<Successor, TakeoverError> {
+            let mut successor = match handing {
+                Handing::HasThem(successor) => successor,
+                Handing::Gets(getting) => timeout(HAND, getting).await.map_err(io::Error::from)??,
+            };
+            successor.ask().await?;
+            successor.taken().await?;
+            Ok(successor)
         };
-        successor.is_there().then_some(successor)
+        takes_over(self.handing.take()?).await.inspect_err(failed).ok()
     }
 
     /// Whether the configuration may change now: while another process gets ready, it has the sockets of the one in force.
@@ -200,10 +207,7 @@ impl Handover {
                     match (taken, handing) {
                         (Ok(()), Some(Handing::HasThem(successor))) => return Ok(Some(successor)),
                         (Ok(()), _) => {}
-                        (Err(error), _) => {
-                            count("failed");
-                            tracing::warn!(%error, "another process did not take over; this one goes on");
-                        }
+                        (Err(error), _) => failed(&error),
                     }
                     return Ok(None);
                 }
@@ -259,6 +263,11 @@ async fn hand(mut successor: Successor, sockets: Sockets) -> Result<Successor, T
     tracing::info!(successor = successor.pid(), "another process gets ready to take over");
     successor.hand(&sockets).await?;
     Ok(successor)
+}
+
+fn failed(error: &TakeoverError) {
+    count("failed");
+    tracing::warn!(%error, "another process did not take over; this one goes on");
 }
 
 fn count(result: &'static str) {

@@ -284,17 +284,16 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
 
 /// As soon as this process is in charge and can serve, lets the app begin, and tells who started the process.
 async fn announce(ready: Ready, in_charge: CancellationToken, can_begin: CancellationToken, lifecycle: Lifecycle) {
-    let serves = async {
+    let announced = async {
         in_charge.cancelled().await;
         while ready().is_err() {
             sleep(LOOK).await;
         }
+        can_begin.cancel();
+        supervisor::say_ready().await;
     };
     tokio::select! {
-        () = serves => {
-            can_begin.cancel();
-            supervisor::say_ready();
-        }
+        () = announced => {}
         () = lifecycle.draining() => {}
     }
 }

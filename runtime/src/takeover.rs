@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Instead of `socket`, a predecessor says `busy` to a second successor, and `unknown 1` to one of another version. It says
-//! `released` unasked where it ends itself while its successor gets ready.
+//! `take` before it hears `serving` where it ends itself while its successor gets ready.
 //!
 //! Invariant: sockets go to a process of the same user only, and come from one. A predecessor whose successor ends, or is
 //! late, before it says `taken` goes on as if nothing had been.
@@ -28,7 +28,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures::FutureExt;
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{Shutdown, getsockname, shutdown};
 use rustix::process::geteuid;
@@ -228,7 +227,7 @@ impl Inherited {
 }
 
 impl Predecessor {
-    /// Takes over as soon as `ready` says that this process could serve, or at once where the predecessor ends before.
+    /// Takes over as soon as `ready` says that this process could serve, or at once where the predecessor ends itself before.
     /// Cancels `taken` when there is no way back for the two.
     ///
     /// # Errors
@@ -241,7 +240,7 @@ impl Predecessor {
         let offered = async {
             tokio::select! {
                 biased;
-                // It has nothing to say but that it ends itself.
+                // It asks before it is told only where it ends itself.
                 heard = self.line.hear() => return heard,
                 () = could_serve(&ready) => {}
             }
@@ -263,7 +262,6 @@ impl Predecessor {
             }
         }
         match heard {
-            Ok(Some(Heard { text, .. })) if text == RELEASED => Ok(Relief::InOrder),
             Ok(Some(Heard { text, .. })) => Err(TakeoverError::Unknown(text)),
             Ok(None) | Err(_) => self.find_out().await,
         }
@@ -371,6 +369,18 @@ impl Successor {
         Ok(within(self.line.say(END, None)).await?)
     }
 
+    /// Asks whether it takes over, ready or not, where this process ends; [`Successor::taken`] hears that it does.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub async fn ask(&mut self) -> Result<(), TakeoverError> {
+        if !std::mem::replace(&mut self.asked, true) {
+            self.until = Instant::now() + STEP;
+            within(self.line.say(TAKE, None)).await?;
+        }
+        Ok(())
+    }
+
     /// Waits until it could serve, asks whether it takes over, and hears that it does; from then on it accepts when it hears
     /// [`Successor::released`]. Safe to cancel, and to call again.
     ///
@@ -388,21 +398,14 @@ impl Successor {
             };
             match heard? {
                 Some(Heard { text, .. }) if text == TAKEN && self.asked => return Ok(()),
+                // It could serve just when it was asked to anyway.
+                Some(Heard { text, .. }) if text == SERVING && self.asked => {}
                 _ if late => return Err(io::Error::new(io::ErrorKind::TimedOut, "it was not ready in time").into()),
-                Some(Heard { text, .. }) if text == SERVING && !self.asked => {
-                    self.asked = true;
-                    self.until = Instant::now() + STEP;
-                    self.line.say(TAKE, None).await?;
-                }
+                Some(Heard { text, .. }) if text == SERVING => self.ask().await?,
                 Some(Heard { text, .. }) => return Err(TakeoverError::Unknown(text)),
                 None => return Err(ended("it ended before it took over").into()),
             }
         }
-    }
-
-    /// Whether it is there still, as far as can be told at once.
-    pub fn is_there(&mut self) -> bool {
-        matches!(self.line.hear().now_or_never(), None | Some(Ok(Some(_))))
     }
 
     /// Says that this process accepts nothing any more.

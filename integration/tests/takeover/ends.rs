@@ -1,6 +1,7 @@
 //! One of the two ends, hangs or is told to end in the middle: there is always one that serves.
 
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
@@ -66,6 +67,59 @@ async fn an_old_one_that_is_told_to_end_leaves_to_the_one_that_gets_ready() {
         take_over(&mut world.client).await;
         works(world.upstream).await;
     }
+}
+
+/// As where a supervisor tells all of a group to end: whoever of the two accepts, the app has its way out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_both_are_told_to_end_the_app_is_served_until_it_is_gone() {
+    for old_first in [true, false] {
+        let mut world = world().await;
+        let app = TcpListener::bind(world.client.service.app).unwrap();
+        let mut next = unready(&mut world).await;
+        let mut both = [&mut world.client.process, &mut next];
+        if !old_first {
+            both.reverse();
+        }
+        for process in both {
+            process.signal(Signal::TERM);
+        }
+        // One of them sees the app out.
+        eventually("one of the two has ended", async || {
+            if world.client.process.running() != next.running() { Ok(()) } else { Err("both run, or none") }
+        })
+        .await;
+        // If that is the new one, it has had no certificate yet.
+        world.mesh.authority.start().await;
+        eventually("the app is served", async || match Connection::connect(world.upstream).await {
+            Ok(mut connection) => match connection.get("/works").await {
+                Ok(answer) if answer.status == 200 => Ok(()),
+                other => Err(format!("{other:?}")),
+            },
+            Err(error) => Err(error.to_string()),
+        })
+        .await;
+        drop(app);
+        for process in [&mut world.client.process, &mut next] {
+            process.wait(Duration::from_secs(20));
+        }
+    }
+}
+
+/// Who is asked to take over and hangs keeps nobody from the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_waits_for_no_successor() {
+    let World { mesh: _mesh, client, upstream, server: _server, .. } = &mut world().await;
+    let _app = TcpListener::bind(client.service.app).unwrap();
+    let mut held = Connection::connect(*upstream).await.unwrap();
+    held.send(b"GET /pieces/5000 HTTP/1.1\r\nhost: app.test\r\n\r\n").await.unwrap();
+    assert!(held.head().await.unwrap().starts_with("HTTP/1.1 200"));
+    let mut line = fake(client, 60, &[]);
+    client.process.signal(Signal::TERM);
+    hears(&mut line, "take\n");
+    client.process.signal(Signal::TERM);
+    client.process.wait(Duration::from_secs(20));
+    let log = client.process.log();
+    assert!(log.contains("stopping at the second signal") && !log.contains("did not take over"), "{log}");
 }
 
 /// Who comes for the sockets and does what a sidecar does not: as far as `answers` it is in order.

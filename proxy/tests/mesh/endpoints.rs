@@ -1,11 +1,10 @@
 //! An upstream of several endpoints: each request goes to one that can do it.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Response;
-use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -344,84 +343,6 @@ async fn raw_bytes_do_not_go_on_and_on_to_a_sidecar_whose_app_is_gone() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_too_busy_for_its_health_check_is_not_ill() {
-    const BUSY: Does = Does::Answer("HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n");
-    let authority = Authority::new();
-    let good = Workload::start(&authority, SERVER, FINE).await;
-    let busy = Workload::start(&authority, SERVER, BUSY).await;
-    let check = "check: { http: /health, interval: 100ms, timeout: 1s, unhealthy: 2, healthy: 2 }";
-    let at = [good.app.address, busy.app.address];
-    let caller = Caller::start(&authority, &at, "http", &format!(", {check}")).await;
-    until("it was asked", || async { busy.seen().len() > 5 }).await;
-    assert!(caller.metric("countersign_endpoints_out", "") < 0.1);
-    busy.does(BROKEN);
-    until("it is out", || async { caller.metric("countersign_endpoints_out", "") > 0.5 }).await;
-}
-
-#[tokio::test]
-async fn an_endpoint_whose_health_check_fails_takes_no_requests_until_it_is_answered() {
-    let authority = Authority::new();
-    let good = Workload::start(&authority, SERVER, FINE).await;
-    let ill = Workload::start(&authority, SERVER, BROKEN).await;
-    let at = [good.app.address, ill.app.address];
-    let check = "check: { http: /health, interval: 100ms, timeout: 1s, unhealthy: 2, healthy: 2 }";
-    let caller =
-        Caller::start(&authority, &at, "http", &format!(", balance: round_robin, ejection: off, {check}")).await;
-    until("it is out", || async { caller.metric("countersign_endpoints_out", "") > 0.5 }).await;
-    for _ in 0..10 {
-        assert_eq!(caller.ask("POST", "body").await.0, 200);
-    }
-    assert!(!ill.seen().iter().any(|seen| seen.starts_with("POST")));
-    ill.does(FINE);
-    until("it is in again", || async { caller.metric("countersign_endpoints_out", "") < 0.5 }).await;
-    for _ in 0..4 {
-        assert_eq!(caller.ask("POST", "body").await.0, 200);
-    }
-    assert_eq!(ill.seen().iter().filter(|seen| seen.starts_with("POST")).count(), 2);
-    assert!(caller.metric("countersign_endpoint_checks_total", "result=\"failed\"") >= 2.0);
-}
-
-/// An app of gRPC that knows its health alone, and what it says of it.
-async fn of_health(serving: Arc<Mutex<u8>>) -> App {
-    App::http2(move |request| {
-        let serving = Arc::clone(&serving);
-        async move {
-            let path = request.uri().path().to_owned();
-            let question = request.into_body().collect().await.unwrap().to_bytes();
-            let said = *serving.lock().unwrap();
-            // A message of one field: the service asked for, and how it does.
-            let known = path == "/grpc.health.v1.Health/Check" && question == b"\0\0\0\0\x06\x0a\x04mine".as_slice();
-            let mut response = answer(if known { vec![0, 0, 0, 0, 2, 8, said] } else { Vec::new() });
-            let status = if known { "0" } else { "5" };
-            response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
-            response.headers_mut().insert("grpc-status", status.parse().unwrap());
-            response
-        }
-    })
-    .await
-}
-
-#[tokio::test]
-async fn a_grpc_app_is_asked_by_the_protocol_for_its_health() {
-    const SERVING: u8 = 1;
-    const NOT_SERVING: u8 = 2;
-    let authority = Authority::new();
-    let says = [Arc::new(Mutex::new(SERVING)), Arc::new(Mutex::new(NOT_SERVING))];
-    let apps = [of_health(Arc::clone(&says[0])).await, of_health(Arc::clone(&says[1])).await];
-    let (first, _a) = called(&authority, apps[0].address, "grpc").await;
-    let (second, _b) = called(&authority, apps[1].address, "grpc").await;
-    let more = ", check: { grpc: mine, interval: 100ms, timeout: 1s, unhealthy: 1 }";
-    let caller = Caller::start(&authority, &[first, second], "grpc", more).await;
-    let out = || caller.metric("countersign_endpoints_out", "");
-    until("one is out", || async { (out() - 1.0).abs() < 0.1 }).await;
-    *says[1].lock().unwrap() = SERVING;
-    until("none is out", || async { out() < 0.1 }).await;
-    let unknown = ", check: { grpc: other, interval: 100ms, timeout: 1s, unhealthy: 1 }";
-    let caller = Caller::start(&authority, &[first, second], "grpc", unknown).await;
-    until("both are out", || async { caller.metric("countersign_endpoints_out", "") > 1.9 }).await;
-}
-
-#[tokio::test]
 async fn endpoints_are_shown_with_how_they_do() {
     let authority = Authority::new();
     let there = Workload::start(&authority, SERVER, FINE).await;
@@ -437,42 +358,6 @@ async fn endpoints_are_shown_with_how_they_do() {
     assert_eq!(endpoints[0]["address"], missing.to_string());
     assert_eq!(endpoints[0]["standing"], "out: unreachable");
     assert_eq!(endpoints[1]["standing"], "in");
-}
-
-#[tokio::test]
-async fn a_part_of_the_requests_goes_to_another_workload_which_is_known_by_its_own_identity() {
-    const CANARY: &str = "spiffe://example.org/ns/t/sa/canary";
-    let authority = Authority::new();
-    let main = Workload::start(&authority, SERVER, FINE).await;
-    let canary = Workload::start(&authority, CANARY, FINE).await;
-    let more = format!(", split: [{{ percent: 20, to: '{}', identity: /ns/t/sa/canary }}]", canary.app.address);
-    let caller = Caller::start(&authority, &[main.app.address], "http", &more).await;
-    let mut sender = client::http1(caller.entrance).await;
-    for _ in 0..400 {
-        let request = client::request("GET", "/", client::empty());
-        let response = soon("an answer", sender.send_request(request)).await.unwrap();
-        assert_eq!(client::text(response).await, "fine");
-    }
-    let (most, part) = (main.seen().len(), canary.seen().len());
-    assert_eq!(most + part, 400);
-    // Eighty, give or take five standard deviations.
-    assert!((40..=120).contains(&part), "{part} of 400 went to the canary");
-    until("each is counted by who was called", || async {
-        let counted = |id: &str| caller.metric("countersign_requests_total", &format!("peer=\"{id}\""));
-        (counted(SERVER) - most as f64).abs() < 0.1 && (counted(CANARY) - part as f64).abs() < 0.1
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn the_identity_of_a_part_is_not_that_of_the_rest() {
-    let authority = Authority::new();
-    let main = Workload::start(&authority, SERVER, FINE).await;
-    // It is the main workload that answers where another is to.
-    let more = format!(", split: [{{ percent: 100, to: '{}', identity: /ns/t/sa/canary }}]", main.app.address);
-    let caller = Caller::start(&authority, &[main.app.address], "http", &more).await;
-    assert_eq!(caller.ask("POST", "secret").await.0, 503);
-    assert!(main.seen().is_empty());
 }
 
 #[tokio::test]

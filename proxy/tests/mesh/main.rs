@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod changes;
+mod checks;
 mod denials;
 mod endpoints;
 mod ends;
@@ -24,6 +25,7 @@ mod requests;
 mod retries;
 mod shares;
 mod slow_readers;
+mod splits;
 mod streams;
 mod support;
 mod taken_back;

@@ -59,10 +59,8 @@ async fn a_predecessor_learns_that_its_successor_has_ended() {
     let (_directory, path) = private();
     let mut post = Post::open(&path, false).unwrap();
     let (mut successor, met) = tokio::join!(hand(&mut post, &[]), meet(&path, LONG));
-    assert!(successor.is_there());
     drop(met);
     assert!(matches!(successor.taken().await, Err(TakeoverError::Broke(_))));
-    assert!(!successor.is_there());
 
     // One that says that it could serve, and is not there any more when it is asked to.
     let (mut successor, met) = tokio::join!(hand(&mut post, &[]), meet(&path, LONG));
@@ -130,12 +128,22 @@ async fn where_the_connection_breaks_a_successor_goes_on_alone_only_if_nobody_ho
 async fn a_predecessor_that_ends_itself_leaves_to_a_successor_that_is_not_ready_yet() {
     let (_directory, path) = private();
     let mut post = Post::open(&path, false).unwrap();
-    let (mut successor, met) = tokio::join!(hand(&mut post, &[]), meet(&path, LONG));
-    let (predecessor, _) = met.unwrap().unwrap();
-    let (released, taken) = (successor.released(), CancellationToken::new());
-    let (released, relief) = tokio::join!(released, predecessor.relieve(never, &taken));
-    released.unwrap();
-    assert!(matches!(relief.unwrap(), Relief::InOrder));
+    // The second could serve just before it is asked to.
+    for ready in [false, true] {
+        let (mut successor, met) = tokio::join!(hand(&mut post, &[]), meet(&path, LONG));
+        let (predecessor, _) = met.unwrap().unwrap();
+        if ready {
+            predecessor.line.say(SERVING, None).await.unwrap();
+        }
+        let leave = async {
+            successor.ask().await.unwrap();
+            successor.taken().await.unwrap();
+            successor.released().await.unwrap();
+        };
+        let taken = CancellationToken::new();
+        let ((), relief) = tokio::join!(leave, predecessor.relieve(never, &taken));
+        assert!(matches!(relief.unwrap(), Relief::InOrder) && taken.is_cancelled());
+    }
 }
 
 #[tokio::test]
