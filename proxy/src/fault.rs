@@ -350,9 +350,9 @@ const SOON: Duration = Duration::from_secs(1);
 const CANCELLED: u8 = 1;
 const DEADLINE_EXCEEDED: u8 = 4;
 const PERMISSION_DENIED: u8 = 7;
-const RESOURCE_EXHAUSTED: u8 = 8;
+pub(crate) const RESOURCE_EXHAUSTED: u8 = 8;
 const INTERNAL: u8 = 13;
-const UNAVAILABLE: u8 = 14;
+pub(crate) const UNAVAILABLE: u8 = 14;
 
 #[cfg(test)]
 mod tests {
