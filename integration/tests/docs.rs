@@ -146,6 +146,19 @@ fn every_yaml_in_the_docs_is_read_without_a_problem() {
         write("part.yaml", &format!("identity: {{ workload_api: 'unix:///run/agent.sock' }}\n{part}"));
         check(&["proxy", "--check", "-c", "part.yaml"]);
     }
+    // What the guides show of a file has the listeners alone; what is another program's file begins otherwise.
+    let shown: Vec<String> = pages_in("docs/guide").iter().flat_map(|page| blocks(page, "yml")).collect();
+    let listeners = shown.iter().filter(|block| block.starts_with("inbound:") || block.starts_with("outbound:"));
+    let listeners: Vec<&String> = listeners.collect();
+    assert!(listeners.len() >= 3, "only {} listeners of the guides were found", listeners.len());
+    for block in listeners {
+        let who = "trust_domain: shop.example\nidentity: { workload_api: 'unix:///run/agent.sock' }\n";
+        write("shown.yaml", &format!("{who}{block}"));
+        check(&["proxy", "--check", "-c", "shown.yaml"]);
+    }
+    for page in ["docs/guide", "docs/decisions"].into_iter().flat_map(pages_in) {
+        assert!(blocks(&page, "yaml").is_empty(), "{}: nobody reads its YAML", page.display());
+    }
 
     let [sidecar, policy] = page("README.md").try_into().expect("README.md has two YAMLs");
     write("policy.yaml", &policy);
