@@ -34,9 +34,8 @@ use crate::http1::response::Asked;
 use crate::live::body::Body as AnswerBody;
 use crate::live::{Connection, Cut, Ticket, Wire};
 use crate::mirror::Mirror;
-use crate::pool::{Pool, Turn, Way};
 use crate::trace::Trace;
-use crate::upstream::{Attempts, Need, Upstream, Why};
+use crate::upstream::{Attempts, Need, Upstream, Wait};
 pub(crate) use exchange::AT_ONCE;
 use exchange::{Caller, End, Exchange, Up};
 
@@ -219,17 +218,17 @@ async fn answer<T: Wire>(
     let mut asked = Asked { is_head, from_app: upstream.hop() == Hop::App, close, limits };
     upstream.begins();
     let mut up = Up::new(out, body, repeatable, upstream.keeps());
-    let mut attempts = Attempts::default();
+    let mut attempts = Attempts::of(worker, Need::Any);
     // How long it waited for its turn is not the fault of an endpoint.
     let started = if waits { Instant::now() } else { ticket.flight.started() };
-    let (mut began, mut next) = (started, upstream.ready(worker, &attempts, Need::Any).map_err(Wait::First));
+    let (mut began, mut next) = (started, upstream.ready(&attempts));
     loop {
         let (turn, way) = match next {
             Ok(ready) => ready,
             Err(wait) => {
-                let way = wait.way(upstream, worker, &mut attempts);
-                match awaited(way, connection, &ticket, caller, up.body.has_ended()).await {
-                    Ok(way) => way,
+                let reached = upstream.reach(&mut attempts, wait);
+                match awaited(reached, connection, &ticket, caller, up.body.has_ended()).await {
+                    Ok(reached) => reached,
                     Err(missed) => match missed.fault(route, &ticket) {
                         Some(fault) => {
                             let fault = attempts.in_all(fault, route.hop());
@@ -279,23 +278,6 @@ async fn answer<T: Wire>(
             return Next::Gone;
         }
         return tell.of(caller, ticket, &fault, ended.uploaded).await;
-    }
-}
-
-/// What has to be waited for before a request can go.
-enum Wait {
-    /// Something at this endpoint, if one was picked.
-    First(Option<Turn>),
-    /// Something in place of a connection of this pool.
-    Again(Arc<Pool>, Why),
-}
-
-impl Wait {
-    async fn way(self, upstream: &Upstream, worker: usize, attempts: &mut Attempts) -> Result<(Turn, Way), Fault> {
-        match self {
-            Self::First(picked) => upstream.way(worker, attempts, Need::Any, picked).await,
-            Self::Again(pool, why) => upstream.again(worker, attempts, Need::Any, &pool, why).await,
-        }
     }
 }
 

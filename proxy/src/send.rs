@@ -21,7 +21,7 @@ use crate::live::body::{RequestBody, Spare};
 use crate::live::{Cut, Flight};
 use crate::pool::{Pool, Turn, Way};
 use crate::serve::Interim;
-use crate::upstream::{Attempts, Need, Upstream, Verdict, Why};
+use crate::upstream::{Attempts, Need, Upstream, Verdict, Wait, Why};
 pub(crate) use over_link::Switched;
 pub(crate) use received::Received;
 
@@ -71,15 +71,19 @@ pub(crate) async fn send(
     flight: &Flight,
 ) -> Result<Answered, Fault> {
     upstream.begins();
-    let mut attempts = Attempts::default();
     let repeatable = upstream.may_repeat(request.method());
     // A body is held back on a link alone.
     let need = if need == Need::Any && over_link::waits_for_consent(&request) { Need::Link } else { need };
-    let (mut turn, mut way) = match upstream.ready(worker, &attempts, need) {
-        Ok(ready) => ready,
-        Err(picked) => Box::pin(upstream.way(worker, &mut attempts, need, picked)).await?,
-    };
+    let mut attempts = Attempts::of(worker, need);
+    let mut next = upstream.ready(&attempts);
     loop {
+        let (turn, way) = match next {
+            Ok(ready) => ready,
+            Err(wait) => {
+                let reached = Box::pin(upstream.reach(&mut attempts, wait)).await;
+                reached.map_err(|fault| attempts.in_all(fault, upstream.hop()))?
+            }
+        };
         turn.pool().note(flight, &way);
         let pool = Arc::clone(turn.pool());
         let held = Arc::new(turn);
@@ -107,8 +111,7 @@ pub(crate) async fn send(
             }
         };
         drop(asking);
-        let again = Box::pin(upstream.again(worker, &mut attempts, need, &pool, why)).await;
-        (turn, way) = again.map_err(|fault| attempts.in_all(fault, pool.hop()))?;
+        next = Err(Wait::Again(pool, why));
     }
 }
 
