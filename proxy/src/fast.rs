@@ -35,8 +35,7 @@ use crate::live::body::Body as AnswerBody;
 use crate::live::{Connection, Cut, Ticket, Wire};
 use crate::mirror::Mirror;
 use crate::trace::Trace;
-use crate::upstream::{Attempts, Need, Upstream, Wait};
-pub(crate) use exchange::AT_ONCE;
+use crate::upstream::{Attempt, Attempts, Need, Upstream, Wait};
 use exchange::{Caller, End, Exchange, Up};
 
 /// Where the requests of a connection go, and who says so.
@@ -217,7 +216,7 @@ async fn answer<T: Wire>(
     let limits = head_limits(connection);
     let mut asked = Asked { is_head, from_app: upstream.hop() == Hop::App, close, limits };
     upstream.begins();
-    let mut up = Up::new(out, body, repeatable, upstream.keeps());
+    let mut up = Up::new(out, body, upstream.keeps());
     let mut attempts = Attempts::of(worker, Need::Any);
     // How long it waited for its turn is not the fault of an endpoint.
     let started = if waits { Instant::now() } else { ticket.flight.started() };
@@ -241,9 +240,8 @@ async fn answer<T: Wire>(
         };
         let pool = turn.pool();
         pool.note(&ticket.flight, &way);
-        let attempts_now = &mut attempts;
-        let exchange =
-            Exchange { caller, connection, ticket: &mut ticket, upstream, attempts: attempts_now, turn: &turn, began };
+        let attempt = Attempt { upstream, attempts: &mut attempts, turn: &turn, repeatable, began };
+        let exchange = Exchange { caller, connection, ticket: &mut ticket, attempt };
         let ended = exchange.carry(way, up, asked).await;
         if let Some((again, same, why)) = ended.again {
             tracing::debug!(listener = %connection.listener.name, ?why, "a request goes again");

@@ -6,6 +6,7 @@
 //! Invariant: a request goes again only if the next hop cannot have done it, or if it may be done twice; and never once a
 //! byte of its response was passed on.
 
+mod attempt;
 mod attempts;
 mod balance;
 mod check;
@@ -38,6 +39,7 @@ use crate::listener::Listener;
 use crate::live::{Connections, Entry};
 use crate::pool::{Pool, Pools, Target, Turn, Way, keep_alive};
 use crate::telemetry::{Requests, UpstreamMetrics};
+pub(crate) use attempt::Attempt;
 pub(crate) use attempts::{Attempts, Why};
 pub(crate) use endpoint::Endpoint;
 use endpoint::Group;
@@ -378,37 +380,6 @@ impl Upstream {
         if self.retry.attempts > 1 && self.hop == Hop::Mesh {
             self.budget.deposit();
         }
-    }
-
-    /// Whether `verdict` calls for another attempt, which is still to be allowed.
-    pub(crate) fn rejects(&self, verdict: &Verdict, repeatable: bool) -> Option<Why> {
-        if self.hop == Hop::Mesh && verdict.undone {
-            return Some(Why::Undone);
-        }
-        if self.hop == Hop::Mesh && verdict.broke && repeatable {
-            return Some(Why::Broke);
-        }
-        (repeatable && self.retry.statuses.contains(&verdict.status.as_u16())).then_some(Why::Status)
-    }
-
-    /// Whether a request may go again whose attempt at `endpoint` has failed. Where it may, that is taken from the budget.
-    pub(crate) fn allows(&self, attempts: &mut Attempts, endpoint: &Arc<Endpoint>, why: Why) -> bool {
-        if why == Why::Stale {
-            attempts.replayed();
-            self.group.metrics.replayed();
-            if self.hop == Hop::App {
-                self.say_stale(endpoint);
-            }
-            return true;
-        }
-        attempts.failed_at(endpoint);
-        // There is nothing to be won where it has just failed.
-        if attempts.made() >= self.retry.attempts || !self.may_have_other(attempts) {
-            return false;
-        }
-        let within = self.budget.withdraw();
-        self.group.metrics.retried(why.as_str(), within);
-        within
     }
 
     /// Says, once a minute, what closes connections that wait, and which setting of it is shorter than ours.

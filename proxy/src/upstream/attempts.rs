@@ -69,7 +69,7 @@ impl Attempts {
     }
 
     /// Notes whether an attempt that failed had sent anything.
-    pub(crate) fn sent(&mut self, sent: bool) {
+    pub(super) fn sent(&mut self, sent: bool) {
         self.sent |= sent;
     }
 
@@ -90,7 +90,7 @@ impl Attempts {
     }
 
     /// Whether the request may go over yet another connection to the same endpoint.
-    pub(crate) fn may_replay(&self) -> bool {
+    pub(super) fn may_replay(&self) -> bool {
         self.replays < MOST_REPLAYS
     }
 
