@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http_body_util::BodyExt;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::support::app::answer;
 use super::support::several::{Caller, Does, FINE, Workload, called};
-use super::support::{App, Authority, SERVER, client, free_address, read_to, soon};
+use super::support::{App, Authority, SERVER, client, free_address, read_to, soon, until};
 
 /// The app behind one of two sidecars is gone: what that sidecar could not send on goes to the other one, whatever its
 /// method, whole and once.
@@ -280,3 +280,86 @@ async fn what_an_endpoint_refuses_unprocessed_again_and_again_goes_to_another_on
     assert_eq!(fine, 20);
     assert!((caller.metric("countersign_endpoints_out", "") - 1.0).abs() < 0.1, "it is taken out for that");
 }
+
+/// An upload to an endpoint that takes it breaks at its end, and goes again to one that is slow to take it. Nothing of that is
+/// time in which an answer is waited for.
+async fn it_is_taken_slowly_the_second_time(callers_over_http2: bool) {
+    let authority = Authority::new();
+    let breaks = Workload::start(&authority, SERVER, Does::Break).await;
+    let tls = TlsAcceptor::from(authority.issue(SERVER).server("http/1.1"));
+    let slow = App::narrow(move |tcp| {
+        let tls = tls.clone();
+        async move {
+            let Ok(mut io) = tls.accept(tcp).await else { return };
+            let mut read = read_to(&mut io, "\r\n\r\n").await.split_once("\r\n\r\n").unwrap().1.len();
+            // Time in which a request that was sent would be cut.
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let mut buffer = vec![0; 1 << 16];
+            while read < UPLOAD {
+                match io.read(&mut buffer).await {
+                    Ok(count @ 1..) => read += count,
+                    _ => return,
+                }
+            }
+            io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine").await.unwrap();
+        }
+    })
+    .await;
+    let more = ", balance: round_robin, ejection: off, limits: { first_byte: 1s }, retry: { body_bytes: 1048576 }";
+    let caller = Caller::start(&authority, &[breaks.app.address, slow.address], "http", more).await;
+    // One of two meets first the one that breaks.
+    let asked = (0..2).map(async |_| {
+        let body = client::full("x".repeat(UPLOAD));
+        if callers_over_http2 {
+            let request = http::Request::builder().method("PUT").uri("http://app.test/").body(body).unwrap();
+            return client::http2(caller.entrance).await.send_request(request).await.unwrap().status();
+        }
+        client::send(caller.entrance, client::request("PUT", "/", body)).await.status()
+    });
+    let answered = soon("the answers", futures::future::join_all(asked)).await;
+    assert!(caller.metric("countersign_requests_retried_total", "reason=\"broke\"") > 0.5);
+    assert_eq!(answered, [200, 200]);
+    let sent = || caller.metric("countersign_request_body_bytes_sum", "");
+    until("each body is counted once", async || (sent() - 2.0 * UPLOAD as f64).abs() < 0.5).await;
+}
+
+#[tokio::test]
+async fn the_time_for_the_first_byte_begins_when_the_last_attempt_was_sent() {
+    it_is_taken_slowly_the_second_time(false).await;
+}
+
+#[tokio::test]
+async fn the_time_for_the_first_byte_begins_when_the_last_attempt_was_sent_for_callers_over_http2() {
+    it_is_taken_slowly_the_second_time(true).await;
+}
+
+#[tokio::test]
+async fn the_time_for_the_first_byte_passes_for_a_body_without_bytes_that_went_again() {
+    let authority = Authority::new();
+    let breaks = Workload::start(&authority, SERVER, Does::Break).await;
+    let tls = TlsAcceptor::from(authority.issue(SERVER).server("http/1.1"));
+    let silent = App::tcp(move |tcp| {
+        let tls = tls.clone();
+        async move {
+            let Ok(mut io) = tls.accept(tcp).await else { return };
+            while let Ok(1..) = io.read(&mut [0; 1024]).await {}
+        }
+    })
+    .await;
+    let more = ", balance: round_robin, ejection: off, limits: { first_byte: 1s }";
+    let caller = Caller::start(&authority, &[breaks.app.address, silent.address], "http", more).await;
+    let asked = (0..2).map(async |_| {
+        // That there is nothing in it is said after the head.
+        let (pieces, body) = client::pieces();
+        let request = http::Request::builder().method("PUT").uri("http://app.test/").body(body).unwrap();
+        let answer = client::http2(caller.entrance).await.send_request(request);
+        drop(pieces);
+        answer.await.unwrap().status()
+    });
+    let answered = soon("the answers", futures::future::join_all(asked)).await;
+    assert!(caller.metric("countersign_requests_retried_total", "reason=\"broke\"") > 0.5);
+    assert_eq!(answered, [504, 504]);
+}
+
+/// Of a body that finds no room on the way to who does not read it, in bytes.
+const UPLOAD: usize = 400_000;
