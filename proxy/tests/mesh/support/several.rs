@@ -60,10 +60,20 @@ pub(crate) async fn called(
     app: SocketAddr,
     protocol: &str,
 ) -> (SocketAddr, (Sidecar, WorkloadApi)) {
+    let inbound = free_address();
+    (inbound, called_at(inbound, authority, app, protocol).await)
+}
+
+/// As [`called`], where the test says where it listens.
+pub(crate) async fn called_at(
+    inbound: SocketAddr,
+    authority: &Authority,
+    app: SocketAddr,
+    protocol: &str,
+) -> (Sidecar, WorkloadApi) {
     let api = WorkloadApi::new();
     api.identity(&authority.issue(SERVER), &[authority]);
     api.policy(super::ALLOW);
-    let inbound = free_address();
     let sidecar = Sidecar::start(
         &format!(
             "inbound:\n- {{ name: of-several-{}, listen: '{inbound}', app: '{app}', protocol: {protocol} }}\n",
@@ -72,7 +82,7 @@ pub(crate) async fn called(
         &api,
     );
     sidecar.ready().await;
-    (inbound, (sidecar, api))
+    (sidecar, api)
 }
 
 /// What a workload of the test's own does with a request.
