@@ -1,5 +1,6 @@
 //! What goes again: where it cannot be done twice, or may be.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::support::app::answer;
 use super::support::several::{Caller, Does, FINE, Workload, called};
+use super::support::sidecar::metric;
 use super::support::{App, Authority, SERVER, Sidecar, WorkloadApi, client, free_address, read_to, soon};
 
 /// The app behind one of two sidecars is gone: what that sidecar could not send on goes to the other one, whatever its
@@ -287,6 +289,8 @@ struct Cutting {
     caller: Caller,
     good: Workload,
     cuts: Workload,
+    /// Where they are asked.
+    at: Vec<SocketAddr>,
     _lives: Vec<(Sidecar, WorkloadApi)>,
 }
 
@@ -310,7 +314,7 @@ impl Cutting {
             at = vec![good.app.address, cuts.app.address];
         }
         let caller = Caller::start(&authority, &at, "http", ", balance: round_robin, ejection: off").await;
-        Self { caller, good, cuts, _lives: lives }
+        Self { caller, good, cuts, at, _lives: lives }
     }
 
     /// The head of the answer to a request, which the workload is told of, and its body, if it came whole.
@@ -337,7 +341,7 @@ impl Cutting {
     }
 }
 
-/// Each is asked 32 requests in all, one at a time or `crowded`.
+/// They are asked 32 times in all, one at a time or `crowded`.
 async fn begins_and_is_cut(over_http2: bool, sidecars: bool, crowded: bool) {
     const BEGUN: Does = Does::CutOnceHeard("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nfour");
     let story = Cutting::start(BEGUN, sidecars).await;
@@ -356,6 +360,15 @@ async fn begins_and_is_cut(over_http2: bool, sidecars: bool, crowded: bool) {
         assert!(!(good.contains(&request) && cut.contains(&request)), "{request} was sent to both");
     }
     assert!(story.retried() < 0.1);
+    if sidecars {
+        let label = format!("listener=\"of-several-{}\"", story.at[1].port());
+        let handshakes = metric("countersign_handshakes_total", &[&label, "result=\"ok\""]);
+        assert_eq!(
+            handshakes < 15.5,
+            crowded,
+            "{handshakes} connections: a cut answer ends a link, and of many streams but one"
+        );
+    }
 }
 
 #[tokio::test]
