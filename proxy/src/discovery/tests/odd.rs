@@ -300,10 +300,10 @@ async fn an_answer_cut_short_that_cannot_be_had_over_tcp_is_a_failure_and_the_la
         let failed = super::until(&discovery, "it fails", |found| found.problem.is_some()).await;
         let problem = failed.problem.as_deref().unwrap();
         assert_eq!(super::shown(&failed), ["127.0.0.2:80", "127.0.0.3:80"], "{problem}");
-        assert!(problem.starts_with("api.mesh.test: ") && problem.ends_with("; its last addresses stay"), "{problem}");
+        assert!(problem.contains("truncated") && problem.ends_with("; its last addresses stay"), "{problem}");
         // Who asks for the first time is told as well.
         let afresh = super::asking(directory.path(), &[at], &lifecycle).addresses(&api).await.unwrap_err();
-        assert!(afresh.starts_with("api.mesh.test: ") && afresh.len() > "api.mesh.test: ".len(), "{afresh}");
+        assert!(afresh.starts_with("api.mesh.test: ") && afresh.contains("truncated"), "{afresh}");
 
         odd.says(name, RecordType::A, whole(&["127.0.0.4"]));
         let found = super::until(&discovery, "it is whole", |found| super::shown(found) == ["127.0.0.4:80"]).await;
