@@ -80,7 +80,7 @@ async fn a_pipe_in_the_place_of_the_token_stops_neither_renewals_nor_the_end() {
     let mut sidecar = mesh.sidecar(Mesh::service("nlp", free_address(), "http")).await;
     let token = sidecar.path("token");
     std::fs::remove_file(&token).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(&token).status().unwrap().success());
+    assert!(Command::new("mkfifo").arg(&token).status().unwrap().success());
     let expiry = async || sidecar.json("/identity").await["not_after"].as_u64().unwrap();
     let first = expiry().await;
     // Twice, so that the pipe was met for certain: a certificate lasts four seconds, and a change is seen in half of one.
@@ -133,7 +133,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     for address in [sidecar.admin, sidecar.service.inbound] {
         text = text.replace(&address.to_string(), &free_address().to_string());
     }
-    std::fs::write(&config, text.replace("agent.sock", "other.sock").replace("state", "other-state")).unwrap();
+    std::fs::write(&config, text.replace("agent.sock", "other.sock").replace("/state", "/other-state")).unwrap();
     let mut command = Command::new("/usr/bin/python3");
     command.args(["-c", TERMINAL]).arg(&log).arg(binary()).args(["sidecar", "-c"]).arg(&config);
     let mut process = Process::start(&mut command, &sidecar.path("terminal"));
