@@ -92,7 +92,7 @@ async fn a_family_that_never_answers_is_not_waited_for_whichever_it_is_and_where
         for to in [[full.address, server.service.inbound], [server.service.inbound, full.address]] {
             let entrance = free_address();
             let more = outbound(entrance, &to, "http", ", balance: round_robin");
-            let client = mesh.sidecar(Mesh::service("client", free_address(), "http").with(&more)).await;
+            let _client = mesh.sidecar(Mesh::service("client", free_address(), "http").with(&more)).await;
             let mut slowest = Duration::ZERO;
             for _ in 0..4 {
                 let start = Instant::now();
