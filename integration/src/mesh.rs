@@ -132,7 +132,8 @@ impl Mesh {
 
     /// As [`Mesh::spawn`], with a join token that the test has.
     pub fn spawn_with_token(&self, service: Service, token: &str) -> Sidecar {
-        let directory = self.path(&format!("{}-{}", service.name, service.inbound.port()));
+        let at = service.inbound.to_string().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let directory = self.path(&format!("{}-{at}", service.name));
         std::fs::create_dir_all(&directory).unwrap();
         std::fs::write(directory.join("token"), token).unwrap();
         let admin = free_address();
@@ -158,7 +159,7 @@ impl Mesh {
         );
         let _ = writeln!(
             yaml,
-            "inbound:\n  - {{ name: {}, listen: {}, app: {}, protocol: {}{} }}",
+            "inbound:\n  - {{ name: {}, listen: \"{}\", app: {}, protocol: {}{} }}",
             service.name, service.inbound, service.app, service.protocol, service.keys
         );
         if !service.upstreams.is_empty() {

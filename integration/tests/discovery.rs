@@ -2,9 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
-use countersign_integration::{Mesh, Process, Sidecar, eventually, free_address, peers};
+use countersign_integration::load::Tunnel;
+use countersign_integration::plain::Connection;
+use countersign_integration::{Backend, Mesh, Process, Sidecar, eventually, free_address, peers};
 use countersign_testing::Knot;
+use tokio::time::sleep;
 
 const RULES: &str = "rules:\n  - { name: requests, from: /ns/test/sa/client, to: /ns/test/sa/server, allow: {} }\n";
 
@@ -35,14 +39,19 @@ impl Story {
 
     /// The client's sidecar, and where its app reaches `to`.
     async fn client(&self, to: &str) -> (Sidecar, SocketAddr) {
-        let upstream = free_address();
-        let more = format!(
-            "outbound:\n  - {{ name: server, listen: {upstream}, to: \"{to}\", identity: /ns/test/sa/server, protocol: http }}\n\
-             dns: {{ servers: \"{}\" }}\n",
-            self.knot.address()
-        );
-        (self.mesh.sidecar(Mesh::service("client", free_address(), "http").with(&more)).await, upstream)
+        caller(&self.mesh, &self.knot, to).await
     }
+}
+
+/// A client's sidecar that asks `knot`, and where its app reaches `to`.
+async fn caller(mesh: &Mesh, knot: &Knot, to: &str) -> (Sidecar, SocketAddr) {
+    let upstream = free_address();
+    let more = format!(
+        "outbound:\n  - {{ name: server, listen: {upstream}, to: \"{to}\", identity: /ns/test/sa/server, protocol: http }}\n\
+         dns: {{ servers: \"{}\" }}\n",
+        knot.address()
+    );
+    (mesh.sidecar(Mesh::service("client", free_address(), "http").with(&more)).await, upstream)
 }
 
 /// Status and body of a request.
@@ -111,6 +120,74 @@ async fn srv_records_name_the_port_and_their_change_is_followed() {
     answers(upstream, "2").await;
     assert!(client.metric("countersign_dns_lookups_total", &["result=\"ok\""]).await >= 2.0);
     assert!(client.metric("countersign_dns_lookup_duration_seconds_count", &[]).await >= 2.0);
+}
+
+/// What goes on is asked for by name at one address, and its name leads to another one by now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_leaves_dns_keeps_what_is_under_way() {
+    const PIECES: usize = 6000;
+    let mesh = Mesh::start(&["client", "server"], RULES).await;
+    let mut knot = Knot::start(&mesh.path("knot"), free_address(), "server 1 A 127.0.0.1").await;
+    let backend = Backend::start().await;
+    let first = mesh.sidecar(Mesh::service("server", backend.address, "http")).await;
+    // An A record has no port, so it is the same at another address.
+    let mut second = Mesh::service("server", backend.address, "http");
+    second.inbound = SocketAddr::new([127, 0, 0, 2].into(), first.service.inbound.port());
+    let second = mesh.sidecar(second).await;
+    let (client, upstream) = caller(&mesh, &knot, &format!("server.mesh.test:{}", second.service.inbound.port())).await;
+
+    let mut tunnel = Tunnel::open(upstream).await;
+    let mut stream = Connection::connect(upstream).await.unwrap();
+    stream.send(format!("GET /pieces/{PIECES} HTTP/1.1\r\nhost: app.test\r\n\r\n").as_bytes()).await.unwrap();
+    assert!(stream.head().await.unwrap().starts_with("HTTP/1.1 200"));
+    let mut pieces = stream.chunk().await.unwrap().unwrap();
+
+    knot.write("server 1 A 127.0.0.2");
+    eventually("the first address is listed no more", async || {
+        let upstreams = client.json("/upstreams").await;
+        let listed = upstreams[0]["endpoints"].as_array().unwrap().iter().map(|endpoint| endpoint["address"].clone());
+        let listed: Vec<_> = listed.collect();
+        if listed == [second.service.inbound.to_string()] { Ok(()) } else { Err(format!("{listed:?}")) }
+    })
+    .await;
+    let (left, before) = (Instant::now(), served(&first).await);
+    for _ in 0..10 {
+        assert_eq!(ask(upstream).await, (200, "/".into()));
+    }
+    eventually("the second has served them", async || match served(&second).await {
+        count if (count - 10.0).abs() < 0.1 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    assert!((served(&first).await - before).abs() < 0.1);
+
+    let going_on = async {
+        while left.elapsed() < Duration::from_secs(4) {
+            tunnel.echo(b"still there").await;
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let whole = async {
+        while let Some(piece) = stream.chunk().await.unwrap() {
+            pieces.extend(piece);
+        }
+        left.elapsed()
+    };
+    let ((), lasted) = tokio::join!(going_on, whole);
+    assert!(lasted > Duration::from_secs(3), "it ended {lasted:?} after its address had gone");
+    let expected: String = (0..PIECES).map(|piece| format!("piece {piece}\n")).collect();
+    assert_eq!(String::from_utf8(pieces).unwrap(), expected);
+    tunnel.echo(b"until the end").await;
+    eventually("the first has served the stream", async || match served(&first).await {
+        count if (count - before - 1.0).abs() < 0.1 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}
+
+/// How many requests a called sidecar has served.
+async fn served(sidecar: &Sidecar) -> f64 {
+    sidecar.metric("countersign_requests_total", &["direction=\"inbound\""]).await
 }
 
 #[tokio::test]

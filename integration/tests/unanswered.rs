@@ -1,11 +1,11 @@
 //! Addresses that never answer: who asks is told within `limits.connect`, and the access log says so.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use countersign_integration::plain::{Connection, field};
-use countersign_integration::{Mesh, Sidecar, eventually, free_address};
+use countersign_integration::{Backend, Mesh, Sidecar, eventually, free_address, outbound};
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -23,8 +23,12 @@ struct Full {
 
 impl Full {
     async fn start() -> Self {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        Self::at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    async fn at(ip: IpAddr) -> Self {
+        let socket = if ip.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.unwrap();
+        socket.bind((ip, 0).into()).unwrap();
         let listener = socket.listen(0).unwrap();
         let address = listener.local_addr().unwrap();
         let mut queue = Vec::new();
@@ -72,5 +76,33 @@ async fn an_address_that_never_answers_is_given_up_at_the_limit_and_named_in_the
         let line = logged(sidecar, path).await;
         assert_eq!((&line["status"], &line["fault"]), (&503.into(), &fault.into()), "{line}");
         assert!((2.0..4.0).contains(&line["duration_s"].as_f64().unwrap()), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_family_that_never_answers_is_not_waited_for_whichever_it_is_and_wherever_it_stands() {
+    let backend = Backend::start().await;
+    let mesh = Mesh::start(&["client", "server"], RULES).await;
+    let families: [IpAddr; 2] = [Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()];
+    for (silent, answers) in [(families[0], families[1]), (families[1], families[0])] {
+        let full = Full::at(silent).await;
+        let mut server = Mesh::service("server", backend.address, "http");
+        server.inbound.set_ip(answers);
+        let server = mesh.sidecar(server).await;
+        for to in [[full.address, server.service.inbound], [server.service.inbound, full.address]] {
+            let entrance = free_address();
+            let more = outbound(entrance, &to, "http", ", balance: round_robin");
+            let _client = mesh.sidecar(Mesh::service("client", free_address(), "http").with(&more)).await;
+            let mut slowest = Duration::ZERO;
+            for _ in 0..4 {
+                let start = Instant::now();
+                let answer = Connection::connect(entrance).await.unwrap().get("/asked").await.unwrap();
+                let took = start.elapsed();
+                assert_eq!((answer.status, answer.body.as_slice()), (200, b"/asked".as_slice()), "{to:?}");
+                assert!(took < Duration::from_secs(5), "{to:?}: after {took:?}");
+                slowest = slowest.max(took);
+            }
+            assert!(slowest > Duration::from_millis(200), "{to:?}: the one that is silent was asked by none of them");
+        }
     }
 }

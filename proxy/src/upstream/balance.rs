@@ -104,3 +104,6 @@ fn two<'a>(
 fn weighed(member: &Member, now: Instant, cost: impl Fn(&Endpoint, Instant) -> f64) -> f64 {
     cost(&member.endpoint, now) / f64::from(member.weight.max(1))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,15 @@
 //! Health checks: an endpoint that says that it is ill takes no requests.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use http_body_util::BodyExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use super::support::app::answer;
-use super::support::several::{BROKEN, Caller, Does, FINE, Workload, called};
-use super::support::{App, Authority, SERVER, until};
+use super::support::several::{BROKEN, Caller, Does, FINE, Workload, called, called_at};
+use super::support::{App, Authority, SERVER, free_address, read_to, until};
 
 #[tokio::test]
 async fn an_endpoint_that_is_too_busy_for_its_health_check_is_not_ill() {
@@ -84,4 +87,37 @@ async fn a_grpc_app_is_asked_by_the_protocol_for_its_health() {
     let unknown = ", check: { grpc: other, interval: 100ms, timeout: 1s, unhealthy: 1 }";
     let caller = Caller::start(&authority, &[first, second], "grpc", unknown).await;
     until("both are out", || async { caller.metric("countersign_endpoints_out", "") > 1.9 }).await;
+}
+
+/// A connection is all that can be asked for; it does not come to the app.
+#[tokio::test]
+async fn an_endpoint_of_raw_bytes_is_out_for_as_long_as_no_connection_to_it_comes_about() {
+    let authority = Authority::new();
+    let apps = [App::echo().await, App::echo().await];
+    let (there, _a) = called(&authority, apps[0].address, "tcp").await;
+    let missing = free_address();
+    let more = ", check: { connect: true, interval: 100ms, timeout: 1s, unhealthy: 2, healthy: 2 }";
+    let caller = Caller::start(&authority, &[missing, there], "tcp", more).await;
+    // Nothing has been sent yet.
+    until("it is out", || async { caller.metric("countersign_endpoints_out", "") > 0.5 }).await;
+    assert!((caller.metric("countersign_endpoint_ejections_total", "reason=\"check\"") - 1.0).abs() < 0.1);
+    let echo = async || {
+        let mut tcp = TcpStream::connect(caller.entrance).await.unwrap();
+        tcp.write_all(b"hello").await.unwrap();
+        assert_eq!(read_to(&mut tcp, "hello").await, "hello");
+        tcp
+    };
+    let accepted = || apps.each_ref().map(|app| app.accepted.load(Ordering::SeqCst));
+    let mut open = [echo().await, echo().await];
+    assert_eq!(accepted(), [2, 0]);
+    let _b = called_at(missing, &authority, apps[1].address, "tcp").await;
+    until("it is in", || async { caller.metric("countersign_endpoints_out", "") < 0.5 }).await;
+    let _more = [echo().await, echo().await];
+    assert_eq!(accepted(), [2, 2], "it has the fewest connections, and no check was one to an app");
+    // What was open has noticed nothing.
+    for tcp in &mut open {
+        tcp.write_all(b"again").await.unwrap();
+        assert_eq!(read_to(tcp, "again").await, "again");
+    }
+    assert!((caller.metric("countersign_endpoint_ejections_total", "") - 1.0).abs() < 0.1);
 }

@@ -403,3 +403,54 @@ async fn an_endpoint_that_does_not_answer_does_not_draw_the_requests_to_it() {
     }
     assert!(served >= 50, "{served} of 60 were served, {asked:?} met the one that hangs");
 }
+
+#[tokio::test]
+async fn an_endpoint_that_fails_far_more_often_than_the_others_is_left_alone_though_never_twice_in_a_row() {
+    let authority = Authority::new();
+    let workloads = [
+        Workload::start(&authority, SERVER, FINE).await,
+        Workload::start(&authority, SERVER, FINE).await,
+        Workload::start(&authority, SERVER, FINE).await,
+    ];
+    let at: Vec<_> = workloads.iter().map(|workload| workload.app.address).collect();
+    let bad = &workloads[2];
+    let caller = async |behind: &str| {
+        let ejection = format!("ejection: {{ failures: off, behind_percent: {behind}, backoff: 20s, longest: 60s }}");
+        Caller::start(&authority, &at, "http", &format!(", balance: round_robin, {ejection}")).await
+    };
+    let (compares, does_not) = (caller("30").await, caller("off").await);
+    // A turn for each of them, at which the bad one fails every second time.
+    let mut turn = 0;
+    let mut ask = async |caller: &Caller| {
+        bad.does(if turn % 2 == 0 { BROKEN } else { FINE });
+        turn += 1;
+        for _ in 0..3 {
+            let (status, _) = caller.ask("GET", "").await;
+            assert!([200, 500].contains(&status));
+        }
+    };
+    let ejections = |caller: &Caller| caller.metric("countersign_endpoint_ejections_total", "");
+    let began = Instant::now();
+    // They are compared every ten seconds.
+    while ejections(&compares) < 0.5 && began.elapsed() < Duration::from_secs(30) {
+        for caller in [&compares, &does_not] {
+            ask(caller).await;
+            ask(caller).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let by_rate = compares.metric("countersign_endpoint_ejections_total", "reason=\"success_rate\"");
+    assert!((by_rate - 1.0).abs() < 0.1, "{by_rate} after {:?}", began.elapsed());
+    assert!((ejections(&compares) - 1.0).abs() < 0.1);
+    let before = bad.seen().len();
+    for _ in 0..20 {
+        assert_eq!(compares.ask("GET", "").await.0, 200);
+    }
+    assert_eq!(bad.seen().len(), before, "it is asked no more until its probe");
+    // Beside it, who does not compare.
+    for _ in 0..3 {
+        ask(&does_not).await;
+    }
+    assert_eq!(bad.seen().len(), before + 3);
+    assert!(ejections(&does_not) < 0.1);
+}

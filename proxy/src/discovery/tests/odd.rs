@@ -1,21 +1,24 @@
-//! Discovery against a DNS server that does what a sound one does not: it leaves single questions without an answer, and
-//! encloses one family and not the other.
+//! Discovery against a DNS server that does what a sound one does not: it leaves single questions without an answer,
+//! encloses one family and not the other, and cuts answers short that it does not give over TCP.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use countersign_runtime::Lifecycle;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{SOA, SRV};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpSocket, UdpSocket};
 
 use super::super::answer::{Answer, Failure, PATIENT, Why};
+use super::super::following::follow;
 use super::super::look_up::look_up;
 use super::super::servers::Servers;
 use super::super::services::Known;
+use crate::config::Address;
 
 /// What it answers to each question. To others it says that there is no such record, for five minutes.
 #[derive(Default)]
@@ -27,7 +30,12 @@ struct Odd {
 enum Reply {
     Nothing,
     Code(ResponseCode),
-    Records { answers: Vec<Record>, enclosed: Vec<Record> },
+    Records {
+        answers: Vec<Record>,
+        enclosed: Vec<Record>,
+    },
+    /// The beginning of an answer that has no room in a datagram.
+    CutShort(Vec<Record>),
 }
 
 impl Odd {
@@ -62,16 +70,27 @@ impl Odd {
         self.says("_mesh._tcp.mesh.test.", RecordType::SRV, Reply::Records { answers, enclosed });
     }
 
+    /// Where it listens, over UDP alone: while the socket lives nobody listens there over TCP.
+    async fn listens(&self) -> (SocketAddr, TcpSocket) {
+        loop {
+            let tcp = TcpSocket::new_v4().unwrap();
+            tcp.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+            let address = tcp.local_addr().unwrap();
+            if let Ok(udp) = UdpSocket::bind(address).await {
+                tokio::spawn(serve(udp, Arc::clone(&self.replies)));
+                return (address, tcp);
+            }
+        }
+    }
+
     /// Who asks it, once for each question, with these search domains and this hosts file.
     async fn asked(&self, search: &[&str], hosts: &str) -> Servers {
         self.asked_with(search, hosts, ResolverOpts::default()).await
     }
 
     async fn asked_with(&self, search: &[&str], hosts: &str, mut options: ResolverOpts) -> Servers {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let mut udp = ConnectionConfig::udp();
-        udp.port = socket.local_addr().unwrap().port();
-        tokio::spawn(serve(socket, Arc::clone(&self.replies)));
+        udp.port = self.listens().await.0.port();
         let server = NameServerConfig::new(Ipv4Addr::LOCALHOST.into(), true, vec![udp]);
         let search = search.iter().map(|domain| name(domain)).collect();
         options.attempts = 0;
@@ -91,9 +110,13 @@ async fn serve(socket: UdpSocket, replies: Arc<Mutex<HashMap<(String, RecordType
             Some(Reply::Records { answers, enclosed }) => {
                 answer.add_answers(answers.iter().cloned()).add_additionals(enclosed.iter().cloned());
             }
+            Some(Reply::CutShort(answers)) => {
+                answer.metadata.truncation = true;
+                answer.add_answers(answers.iter().cloned());
+            }
             None => {}
         }
-        if answer.answers.is_empty() {
+        if answer.answers.is_empty() && !answer.metadata.truncation {
             let soa = SOA::new(name("ns.test."), name("hostmaster.test."), 1, 3600, 600, 86400, 300);
             answer.add_authority(Record::from_rdata(name("test."), 300, RData::SOA(soa)));
         }
@@ -253,4 +276,38 @@ async fn servers_have_a_second_to_answer_whatever_resolv_conf_says() {
     options.timeout = Duration::ZERO;
     let answer = find(&odd.asked_with(&[], "", options).await, "api.test.:80").await.unwrap();
     assert_eq!(answer.endpoints.first().unwrap().address, SocketAddr::from(([127, 0, 0, 2], 80)));
+}
+
+/// As where a firewall lets UDP alone pass.
+#[tokio::test]
+async fn an_answer_cut_short_that_cannot_be_had_over_tcp_is_a_failure_and_the_last_addresses_stay() {
+    let name = "api.mesh.test.";
+    let for_a_second = |ips: &[&str]| -> Vec<Record> {
+        ips.iter().map(|ip| Record::from_rdata(self::name(name), 1, address(name, ip).data)).collect()
+    };
+    let whole = |ips: &[&str]| Reply::Records { answers: for_a_second(ips), enclosed: Vec::new() };
+    for begins_with in [&[][..], &["127.0.0.2"]] {
+        let odd = Odd::default();
+        odd.says(name, RecordType::A, whole(&["127.0.0.2", "127.0.0.3"]));
+        let (at, _refuses) = odd.listens().await;
+        let (directory, lifecycle) = (tempfile::tempdir().unwrap(), Lifecycle::new());
+        let resolver = super::asking(directory.path(), &[at], &lifecycle);
+        let api = "api.mesh.test:80".parse::<Address>().unwrap();
+        let discovery = follow(vec![api.clone()], Arc::clone(&resolver), &lifecycle);
+        assert_eq!(super::shown(&discovery.first().await.unwrap()), ["127.0.0.2:80", "127.0.0.3:80"]);
+
+        odd.says(name, RecordType::A, Reply::CutShort(for_a_second(begins_with)));
+        let failed = super::until(&discovery, "it fails", |found| found.problem.is_some()).await;
+        let problem = failed.problem.as_deref().unwrap();
+        assert_eq!(super::shown(&failed), ["127.0.0.2:80", "127.0.0.3:80"], "{problem}");
+        assert!(problem.contains("truncated") && problem.ends_with("; its last addresses stay"), "{problem}");
+        // Who asks for the first time is told as well.
+        let afresh = super::asking(directory.path(), &[at], &lifecycle).addresses(&api).await.unwrap_err();
+        assert!(afresh.starts_with("api.mesh.test: ") && afresh.contains("truncated"), "{afresh}");
+
+        odd.says(name, RecordType::A, whole(&["127.0.0.4"]));
+        let found = super::until(&discovery, "it is whole", |found| super::shown(found) == ["127.0.0.4:80"]).await;
+        assert_eq!(found.problem, None);
+        lifecycle.stop();
+    }
 }

@@ -1,14 +1,19 @@
 //! A caller's sidecar before several endpoints, and what these may be.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::sidecar::metric;
-use super::{App, Authority, CLIENT, SERVER, Sidecar, WorkloadApi, client, free_address, read_to};
+use super::{App, Authority, CLIENT, SERVER, Sidecar, WorkloadApi, client, free_address, read_to, soon};
 
 /// A caller's sidecar before several endpoints.
 pub(crate) struct Caller {
@@ -55,10 +60,20 @@ pub(crate) async fn called(
     app: SocketAddr,
     protocol: &str,
 ) -> (SocketAddr, (Sidecar, WorkloadApi)) {
+    let inbound = free_address();
+    (inbound, called_at(inbound, authority, app, protocol).await)
+}
+
+/// As [`called`], where the test says where it listens.
+pub(crate) async fn called_at(
+    inbound: SocketAddr,
+    authority: &Authority,
+    app: SocketAddr,
+    protocol: &str,
+) -> (Sidecar, WorkloadApi) {
     let api = WorkloadApi::new();
     api.identity(&authority.issue(SERVER), &[authority]);
     api.policy(super::ALLOW);
-    let inbound = free_address();
     let sidecar = Sidecar::start(
         &format!(
             "inbound:\n- {{ name: of-several-{}, listen: '{inbound}', app: '{app}', protocol: {protocol} }}\n",
@@ -67,7 +82,7 @@ pub(crate) async fn called(
         &api,
     );
     sidecar.ready().await;
-    (inbound, (sidecar, api))
+    (sidecar, api)
 }
 
 /// What a workload of the test's own does with a request.
@@ -76,57 +91,113 @@ pub(crate) enum Does {
     Answer(&'static str),
     /// It reads it and breaks the connection.
     Break,
+    /// It begins to answer, and resets the connection.
+    Cut(&'static str),
+    /// As [`Does::Cut`], once its caller has heard of the answer.
+    CutOnceHeard(&'static str),
 }
 
 /// A workload without a sidecar of ours, over HTTP/1.1, which writes down the body of each request.
 pub(crate) struct Workload {
     pub(crate) app: App,
-    pub(crate) seen: Arc<Mutex<Vec<String>>>,
-    pub(crate) does: Arc<Mutex<Does>>,
+    kept: Kept,
+}
+
+/// What all connections of a workload have in common.
+#[derive(Clone)]
+struct Kept {
+    seen: Arc<Mutex<Vec<String>>>,
+    does: Arc<Mutex<Does>>,
+    /// The requests whose callers have heard of their answers.
+    heard: watch::Sender<HashSet<String>>,
+}
+
+impl Kept {
+    fn new(does: Does) -> Self {
+        Self { seen: Arc::default(), does: Arc::new(Mutex::new(does)), heard: watch::Sender::default() }
+    }
+
+    /// Answers requests until the connection ends. The connection itself, if it is to be reset.
+    async fn serve<T: AsyncRead + AsyncWrite + Unpin>(self, mut io: T) -> Option<T> {
+        loop {
+            let text = read_to(&mut io, "\r\n\r\n").await;
+            let (head, rest) = text.split_once("\r\n\r\n")?;
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let length: usize = length.map_or(0, |length| length.parse().unwrap());
+            let mut body = rest.to_owned();
+            while body.len() < length {
+                let mut more = vec![0; length - body.len()];
+                io.read_exact(&mut more).await.unwrap();
+                body.push_str(&String::from_utf8(more).unwrap());
+            }
+            let request = format!("{} {body}", head.split(' ').next().unwrap_or_default());
+            self.seen.lock().unwrap().push(request.clone());
+            let does = self.does.lock().unwrap().clone();
+            let (Does::Answer(answer) | Does::Cut(answer) | Does::CutOnceHeard(answer)) = does else { return None };
+            io.write_all(answer.as_bytes()).await.unwrap();
+            io.flush().await.unwrap();
+            if matches!(does, Does::CutOnceHeard(_)) {
+                let mut heard = self.heard.subscribe();
+                soon("its caller hears of it", heard.wait_for(|heard| heard.contains(&request))).await.unwrap();
+            }
+            if !matches!(does, Does::Answer(_)) {
+                return Some(io);
+            }
+        }
+    }
 }
 
 impl Workload {
     pub(crate) async fn start(authority: &Authority, id: &str, does: Does) -> Self {
         let tls = TlsAcceptor::from(authority.issue(id).server("http/1.1"));
-        let (seen, does) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(does)));
-        let (writes, doing) = (Arc::clone(&seen), Arc::clone(&does));
+        let kept = Kept::new(does);
+        let keeps = kept.clone();
         let app = App::tcp(move |tcp| {
-            let (tls, seen, does) = (tls.clone(), Arc::clone(&writes), Arc::clone(&doing));
+            let (tls, kept) = (tls.clone(), keeps.clone());
             async move {
-                let Ok(mut io) = tls.accept(tcp).await else { return };
-                loop {
-                    let text = read_to(&mut io, "\r\n\r\n").await;
-                    let Some((head, rest)) = text.split_once("\r\n\r\n") else { return };
-                    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-                    let length: usize = length.map_or(0, |length| length.parse().unwrap());
-                    let mut body = rest.to_owned();
-                    while body.len() < length {
-                        let mut more = vec![0; length - body.len()];
-                        io.read_exact(&mut more).await.unwrap();
-                        body.push_str(&String::from_utf8(more).unwrap());
-                    }
-                    let method = head.split(' ').next().unwrap_or_default();
-                    seen.lock().unwrap().push(format!("{method} {body}"));
-                    let does = does.lock().unwrap().clone();
-                    match does {
-                        Does::Answer(answer) => io.write_all(answer.as_bytes()).await.unwrap(),
-                        Does::Break => return,
-                    }
-                    io.flush().await.unwrap();
+                let Ok(io) = tls.accept(tcp).await else { return };
+                if let Some(io) = kept.serve(io).await {
+                    reset(TlsStream::get_ref(&io).0);
                 }
             }
         })
         .await;
-        Self { app, seen, does }
+        Self { app, kept }
+    }
+
+    /// One without TLS, to be the app of a sidecar.
+    pub(crate) async fn plain(does: Does) -> Self {
+        let kept = Kept::new(does);
+        let keeps = kept.clone();
+        let app = App::tcp(move |tcp| {
+            let kept = keeps.clone();
+            async move {
+                if let Some(tcp) = kept.serve(tcp).await {
+                    reset(&tcp);
+                }
+            }
+        })
+        .await;
+        Self { app, kept }
     }
 
     pub(crate) fn seen(&self) -> Vec<String> {
-        self.seen.lock().unwrap().clone()
+        self.kept.seen.lock().unwrap().clone()
     }
 
     pub(crate) fn does(&self, does: Does) {
-        *self.does.lock().unwrap() = does;
+        *self.kept.does.lock().unwrap() = does;
     }
+
+    /// Tells it that the caller of `request` has heard of its answer.
+    pub(crate) fn heard(&self, request: &str) {
+        self.kept.heard.send_if_modified(|heard| heard.insert(request.to_owned()));
+    }
+}
+
+/// Has the connection end with RST where it is dropped.
+fn reset(tcp: &TcpStream) {
+    SockRef::from(tcp).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
 /// It accepts, and that is all.
