@@ -7,6 +7,7 @@ mod exit;
 mod job;
 mod sidecar;
 mod signals;
+mod terminal;
 mod wait;
 
 use std::process::ExitCode;

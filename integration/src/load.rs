@@ -1,5 +1,6 @@
 //! Callers that are to notice nothing of what happens to the sidecars: each error of any of them counts.
 
+use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -142,12 +143,19 @@ async fn over_http2(upstream: SocketAddr, shared: &mut Option<SendRequest<Empty<
                 let body = answer.into_body().collect().await.map_err(|error| said(&error))?.to_bytes();
                 return if status == 200 && body == "/over/http2" { Ok(()) } else { Err(format!("{status} {body:?}")) };
             }
-            Ok(Err(error)) if error.is_canceled() => *shared = None,
+            Ok(Err(error)) if error.is_canceled() || was_not_taken(&error) => *shared = None,
             Ok(Err(error)) => return Err(format!("{error:?}")),
             Err(_) => return Err("no answer".into()),
         }
     }
     Err("every connection was closed before it took a request".into())
+}
+
+/// Whether the GOAWAY came between the moment at which the connection was ready and that at which the request was sent. One
+/// that was taken before and is cut is told otherwise.
+fn was_not_taken(error: &hyper::Error) -> bool {
+    let http2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    http2.is_some_and(|error| error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR))
 }
 
 /// A connection that was upgraded: bytes both ways.

@@ -159,6 +159,9 @@ async fn a_request_is_logged_on_both_sides_under_its_trace_which_arrives_untouch
             assert_eq!((&line["direction"], &line["status"]), (&direction.into(), &200.into()), "{line}");
             assert_eq!(line["from"], format!("spiffe://{TRUST_DOMAIN}/ns/test/sa/client"));
             assert_eq!(line["to"], format!("spiffe://{TRUST_DOMAIN}/ns/test/sa/server"));
+            // Which replica it was: of the app there is one.
+            let endpoint = (direction == "outbound").then(|| ground.server.service.inbound.to_string());
+            assert_eq!(line["endpoint"].as_str(), endpoint.as_deref(), "{line}");
             assert_traced(line);
             assert_secured(line);
         }

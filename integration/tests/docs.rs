@@ -1,6 +1,8 @@
-//! The docs are true: the guide is run as it is written, and every YAML in the reference is read by the binary.
+//! The docs are true: the guides are run as they are written, every YAML in the reference is read by the binary, every
+//! command is one that it knows, and every link leads somewhere.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -8,6 +10,70 @@ use countersign_integration::binary;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// The pages of a folder, and of those in it.
+fn pages_in(folder: &str) -> Vec<PathBuf> {
+    let mut pages = Vec::new();
+    for entry in std::fs::read_dir(root().join(folder)).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            pages.extend(pages_in(path.to_str().unwrap()));
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            pages.push(path);
+        }
+    }
+    assert!(!pages.is_empty(), "{folder} has no pages");
+    pages
+}
+
+/// The lines of a page that are no code, and of these what is no code either.
+fn prose(text: &str) -> Vec<String> {
+    let mut fenced = false;
+    let mut prose = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        } else if !fenced {
+            prose.push(line.split('`').step_by(2).collect::<Vec<_>>().join("`"));
+        }
+    }
+    prose
+}
+
+/// Where the links of a page lead.
+fn links(text: &str) -> Vec<String> {
+    let lines = prose(text);
+    let targets = lines.iter().flat_map(|line| line.split("](").skip(1).filter_map(|rest| rest.split(')').next()));
+    targets.map(Into::into).collect()
+}
+
+/// What a link may name on a page after `#`: its headings, as GitHub makes anchors of them, and anchors of its own.
+fn anchors(text: &str) -> Vec<String> {
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    let mut anchors = Vec::new();
+    let mut fenced = false;
+    for line in text.lines() {
+        fenced ^= line.trim_start().starts_with("```");
+        let own = line.split("<a id=\"").skip(1).filter_map(|rest| rest.split('"').next());
+        anchors.extend(own.map(String::from));
+        let title = line.trim_start_matches('#');
+        let depth = line.len() - title.len();
+        if fenced || !(1..=6).contains(&depth) || !title.starts_with(' ') {
+            continue;
+        }
+        // Of a link in a heading only its text stands.
+        let mut parts = title.split("](");
+        let first = parts.next().unwrap_or_default();
+        let rest: String = parts.filter_map(|part| part.split_once(')')).map(|(_, rest)| rest).collect();
+        let title = format!("{first}{rest}").trim().to_lowercase();
+        let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        let slug: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
+        let before = seen.entry(slug.clone()).or_default();
+        anchors.push(if *before == 0 { slug } else { format!("{slug}-{before}") });
+        *before += 1;
+    }
+    anchors
 }
 
 /// The fenced blocks of a page that are marked with `language`.
@@ -66,17 +132,32 @@ fn every_yaml_in_the_docs_is_read_without_a_problem() {
     }
     check(&["ca", "run", "--check", "-c", "ca.yaml"]);
 
-    let mut parts = page("docs/reference/sidecar.md");
-    let sidecar = parts.remove(0);
+    let [sidecar] = page("docs/reference/sidecar.md").try_into().expect("sidecar.md has one YAML, which is whole");
     let [secrets] = page("docs/reference/secrets.md").try_into().expect("secrets.md has one YAML");
     write("sidecar.yaml", &sidecar);
     write("secrets.yaml", &secrets);
     check(&["sidecar", "--check", "-c", "sidecar.yaml"]);
-    // The others leave out who the sidecar is.
-    assert!(!parts.is_empty());
+    // What the pages beside it have leaves out who the sidecar is.
+    let known = ["ca.md", "policy.md", "secrets.md", "sidecar.md"];
+    let beside = pages_in("docs/reference").into_iter().filter(|page| !known.iter().any(|name| page.ends_with(name)));
+    let parts: Vec<String> = beside.flat_map(|page| blocks(&page, "yaml")).collect();
+    assert!(parts.len() >= 3, "only {} parts of a sidecar's file were found", parts.len());
     for part in parts {
         write("part.yaml", &format!("identity: {{ workload_api: 'unix:///run/agent.sock' }}\n{part}"));
         check(&["proxy", "--check", "-c", "part.yaml"]);
+    }
+    // What the guides show of a file has the listeners alone; what is another program's file begins otherwise.
+    let shown: Vec<String> = pages_in("docs/guide").iter().flat_map(|page| blocks(page, "yml")).collect();
+    let listeners = shown.iter().filter(|block| block.starts_with("inbound:") || block.starts_with("outbound:"));
+    let listeners: Vec<&String> = listeners.collect();
+    assert!(listeners.len() >= 3, "only {} listeners of the guides were found", listeners.len());
+    for block in listeners {
+        let who = "trust_domain: shop.example\nidentity: { workload_api: 'unix:///run/agent.sock' }\n";
+        write("shown.yaml", &format!("{who}{block}"));
+        check(&["proxy", "--check", "-c", "shown.yaml"]);
+    }
+    for page in ["docs/guide", "docs/decisions"].into_iter().flat_map(pages_in) {
+        assert!(blocks(&page, "yaml").is_empty(), "{}: nobody reads its YAML", page.display());
     }
 
     let [sidecar, policy] = page("README.md").try_into().expect("README.md has two YAMLs");
@@ -109,4 +190,30 @@ fn every_command_in_the_docs_is_one_that_the_binary_knows() {
         }
     }
     assert!(seen > 10, "only {seen} commands were found");
+}
+
+#[test]
+fn every_link_in_the_docs_leads_to_a_page_and_a_heading() {
+    let top = ["README.md", "CHANGELOG.md", "SECURITY.md", "ARCHITECTURE.md", "CONTRIBUTING.md"];
+    let pages = top.iter().map(|name| root().join(name)).chain(pages_in("docs"));
+    let (mut seen, mut broken) = (0, Vec::new());
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for link in links(&text).iter().filter(|link| !link.contains("://") && !link.starts_with("mailto:")) {
+            seen += 1;
+            let (path, anchor) = link.split_once('#').map_or((link.as_str(), None), |(path, to)| (path, Some(to)));
+            let to = if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
+            let leads = match anchor {
+                None => to.exists(),
+                Some(anchor) => {
+                    std::fs::read_to_string(&to).is_ok_and(|text| anchors(&text).iter().any(|known| known == anchor))
+                }
+            };
+            if !leads {
+                broken.push(format!("{}: {link}", page.strip_prefix(root()).unwrap().display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "these lead nowhere:\n{}", broken.join("\n"));
+    assert!(seen >= 50, "only {seen} links were found");
 }

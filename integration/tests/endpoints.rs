@@ -94,6 +94,8 @@ async fn where_all_are_dead_the_answer_comes_at_once_and_the_first_that_comes_ba
         let said = ["x-countersign-fault", "x-countersign-retry"].map(|name| field(&answer.head, name));
         assert_eq!((answer.status, said), (503, [Some("upstream"), Some("safe")]), "{}", answer.head);
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        let told = String::from_utf8(answer.body).unwrap();
+        assert!(told.contains("the upstream cannot be reached: ") && told.contains("refused"), "{told}");
     }
     let log = client.process.log();
     assert!(to.iter().all(|to| log.contains(&format!("{to} cannot be reached"))), "{log}");

@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
-use countersign_integration::{Mesh, Pair, Sidecar, eventually, free_address};
+use countersign_integration::{Mesh, Pair, Process, Sidecar, binary, eventually, free_address};
 use reqwest::StatusCode;
 use rustix::process::Signal;
 
@@ -79,7 +80,7 @@ async fn a_pipe_in_the_place_of_the_token_stops_neither_renewals_nor_the_end() {
     let mut sidecar = mesh.sidecar(Mesh::service("nlp", free_address(), "http")).await;
     let token = sidecar.path("token");
     std::fs::remove_file(&token).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(&token).status().unwrap().success());
+    assert!(Command::new("mkfifo").arg(&token).status().unwrap().success());
     let expiry = async || sidecar.json("/identity").await["not_after"].as_u64().unwrap();
     let first = expiry().await;
     // Twice, so that the pipe was met for certain: a certificate lasts four seconds, and a change is seen in half of one.
@@ -90,6 +91,56 @@ async fn a_pipe_in_the_place_of_the_token_stops_neither_renewals_nor_the_end() {
     .await;
     sidecar.process.signal(Signal::TERM);
     assert!(sidecar.process.wait(Duration::from_secs(10)).success());
+}
+
+/// By habit, from servers that read their file again then; this one follows its file anyway.
+#[tokio::test]
+async fn sighup_ends_nothing() {
+    let Pair { mesh: _mesh, mut client, server: _server, app: _app, upstream } = Pair::start(RULES).await;
+    client.process.signal(Signal::HUP);
+    eventually("it is said", async || {
+        let log = client.process.log();
+        if log.contains("SIGHUP changes nothing") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    assert_eq!(status(upstream).await, Ok(StatusCode::OK));
+    assert!(!client.process.log().contains("draining"));
+    client.process.signal(Signal::TERM);
+    assert!(client.process.wait(Duration::from_secs(20)).success(), "{}", client.process.log());
+}
+
+/// A sidecar in a terminal's foreground, and the terminal is closed.
+#[tokio::test]
+async fn where_the_terminal_hangs_up_it_drains() {
+    const TERMINAL: &str = "\
+import os, pty, sys, time
+pid, terminal = pty.fork()
+if pid == 0:
+    log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 2)
+    os.execv(sys.argv[2], sys.argv[2:])
+until = time.monotonic() + 20
+while 'listening' not in open(sys.argv[1]).read() if os.path.exists(sys.argv[1]) else True:
+    assert time.monotonic() < until
+    time.sleep(0.05)
+os.close(terminal)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+";
+    let mesh = Mesh::start(&["client"], RULES).await;
+    let sidecar = mesh.sidecar(Mesh::service("client", free_address(), "http")).await;
+    let (config, log) = (sidecar.path("hung-up.yaml"), sidecar.path("hung-up.log"));
+    let mut text = std::fs::read_to_string(sidecar.path("sidecar.yaml")).unwrap();
+    for address in [sidecar.admin, sidecar.service.inbound] {
+        text = text.replace(&address.to_string(), &free_address().to_string());
+    }
+    std::fs::write(&config, text.replace("agent.sock", "other.sock").replace("/state", "/other-state")).unwrap();
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-c", TERMINAL]).arg(&log).arg(binary()).args(["sidecar", "-c"]).arg(&config);
+    let mut process = Process::start(&mut command, &sidecar.path("terminal"));
+    let status = process.wait(Duration::from_secs(40));
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(status.success(), "{log}\n{}", process.log());
+    assert!(log.contains("the terminal has hung up") && log.contains("drained"), "{log}");
 }
 
 async fn draining(sidecar: &Sidecar) {

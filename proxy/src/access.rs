@@ -77,6 +77,7 @@ pub(crate) fn log(line: &Line<'_>) {
         method = line.method.map(|method| shortened(method.as_str(), METHOD)).as_deref(),
         path = line.path.map(|path| shortened(path, PATH)).as_deref(),
         route = line.route,
+        endpoint = line.leg.map(|leg| tracing::field::display(leg.remote)),
         status = line.status,
         request_bytes = line.up,
         response_bytes = line.down,

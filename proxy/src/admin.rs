@@ -293,7 +293,10 @@ fn show_config(config: &Config) -> Answer {
             "dns": config.dns.as_ref().map(|dns| dns.servers.iter().map(ToString::to_string).collect::<Vec<_>>()),
             "policy": policy,
             "admin": { "listen": config.admin.to_string() },
-            "drain": { "grace": config.grace.as_secs_f64() },
+            "drain": {
+                "grace": config.drain.grace.as_secs_f64(),
+                "idle": config.drain.idle.map(|idle| idle.as_secs_f64()),
+            },
             "takeover": config.takeover.as_ref().map(|takeover| {
                 json!({ "socket": takeover.socket.display().to_string(), "within": takeover.within.as_secs_f64() })
             }),

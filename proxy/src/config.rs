@@ -51,8 +51,8 @@ pub struct Config {
     pub policy: PolicyFrom,
     /// Where the admin endpoint listens.
     pub admin: SocketAddr,
-    /// How long work under way may take to finish once draining has begun.
-    pub grace: Duration,
+    /// How work under way ends once draining has begun.
+    pub drain: Drain,
     /// Where another process may take over from this one, if it may.
     pub takeover: Option<Takeover>,
     /// Whether each request is logged.
@@ -61,6 +61,21 @@ pub struct Config {
     pub tracing: Option<Tracing>,
     /// Limits of size, number and time, where a listener has none of its own.
     pub limits: Limits,
+}
+
+/// How a drain ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drain {
+    /// How long work under way may take to finish.
+    pub grace: Duration,
+    /// How long a stream may be silent meanwhile: a response that has begun, a tunnel, a raw connection.
+    pub idle: Option<Duration>,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(30), idle: None }
+    }
 }
 
 /// Where the policy comes from.
@@ -86,7 +101,7 @@ impl Config {
             list(table.optional("outbound"), |value| Outbound::read(&value, &normal, trust_domain, &mut taken));
         let dns = table.optional("dns").map_or(Some(None), |value| Dns::read(&value).map(Some));
         let policy = policy(table.optional("policy"));
-        let grace = grace(table.optional("drain"));
+        let drain = table.optional("drain").map_or(Some(Drain::default()), |value| drain(&value));
         let takeover = table.optional("takeover").map_or(Some(None), |value| Takeover::read(&value).map(Some));
         let access_log = table.optional("access_log").map_or(Some(false), |value| value.boolean());
         let tracing = table.optional("tracing").map_or(Some(None), |value| Tracing::read(&value).map(Some));
@@ -97,7 +112,7 @@ impl Config {
             dns: dns?,
             policy: policy?,
             admin: admin?,
-            grace: grace?,
+            drain: drain?,
             takeover: takeover?,
             access_log: access_log?,
             tracing: tracing?,
@@ -142,10 +157,13 @@ fn admin(value: Option<Value<'_>>, taken: &mut Taken) -> Option<SocketAddr> {
     Some(address)
 }
 
-fn grace(value: Option<Value<'_>>) -> Option<Duration> {
-    let Some(value) = value else { return Some(GRACE) };
-    let table = value.table()?;
-    table.optional("grace").map_or(Some(GRACE), |grace| grace.duration(Duration::ZERO..=Duration::from_secs(3600)))
+fn drain(value: &Value<'_>) -> Option<Drain> {
+    let (table, normal) = (value.table()?, Drain::default());
+    let grace = table.optional("grace");
+    let grace = grace.map_or(Some(normal.grace), |grace| grace.duration(Duration::ZERO..=LONGEST_GRACE));
+    let idle = table.optional("idle");
+    let idle = idle.map_or(Some(normal.idle), |idle| idle.duration_or("never", Duration::from_secs(1)..=LONGEST_GRACE));
+    Some(Drain { grace: grace?, idle: idle? })
 }
 
 /// The names and addresses that were given so far, with the keys that they were given to.
@@ -184,8 +202,8 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 /// Where the admin endpoint listens unless the file says otherwise.
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15000);
 
-/// How long draining may take unless the file says otherwise.
-const GRACE: Duration = Duration::from_secs(30);
+/// How long draining may take at most.
+const LONGEST_GRACE: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
 mod tests;

@@ -38,15 +38,16 @@ struct Open {
 
 impl Drain<'_> {
     /// Inbound takes nothing new and finishes what is under way; outbound serves the app until the app is gone. Where another
-    /// process accepts, both finish. It ends with the grace at the latest.
+    /// process accepts, both finish. What is silent may be ended before; all ends with the grace at the latest.
     pub(crate) async fn run(self) {
-        tracing::info!(grace_s = self.config.grace.as_secs(), "draining");
+        tracing::info!(grace_s = self.config.drain.grace.as_secs(), "draining");
         if self.relieved {
             self.listeners.end_all().await;
         } else {
             self.listeners.end_inbound().await;
         }
-        let deadline = Instant::now() + self.config.grace;
+        self.connections.end_silent(self.config.drain.idle);
+        let deadline = Instant::now() + self.config.drain.grace;
         let mut quiet_since = Instant::now();
         let mut say_at = Instant::now() + SAY;
         loop {

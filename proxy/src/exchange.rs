@@ -83,7 +83,7 @@ pub(crate) async fn forward(
             return Err((ticket, broke(hop, "it did not switch protocols")));
         }
         Answered::Response(response) => response.into_parts(),
-        Answered::Switched(mut response, Switched { io, entry }) => {
+        Answered::Switched(mut response, Switched { io, entry, under_way }) => {
             let agreed = tunnel::agreed(response.headers());
             clean(response.headers_mut());
             // Only a request that asks for it goes over a connection of its own.
@@ -95,7 +95,7 @@ pub(crate) async fn forward(
             {
                 return Err((ticket, broke(hop, "it did not confirm the WebSocket")));
             }
-            let tunnel = |ticket| Tunnel { next: Box::new(io), entry, ticket, hop };
+            let tunnel = |ticket| Tunnel { next: Box::new(io), entry, under_way, ticket, hop };
             return Ok(switched(&response, agreed, ticket, switch, tunnel));
         }
     };

@@ -12,6 +12,7 @@ use countersign_identity::Refusal;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
 
+use crate::access::shortened;
 use crate::guard::Refused;
 use crate::live::body::Body;
 use crate::load::TooSoon;
@@ -134,7 +135,7 @@ pub(crate) struct Facts {
     pub(crate) grpc: u8,
     /// The kind in one word, for the metric.
     pub(crate) reason: &'static str,
-    /// What the caller is told; nothing about the policy or the inside of the mesh.
+    /// What the caller is told; nothing about the policy.
     pub(crate) told: &'static str,
 }
 
@@ -253,6 +254,11 @@ impl Fault {
                 text.push_str(": ");
                 text.push_str(&refused.to_string());
             }
+            // Who asks is the app beside this sidecar. What an app is not reached by is nothing that others need to know.
+            Self::Unreachable { hop: Hop::Mesh, to, reason } => {
+                text.push_str(": ");
+                text.push_str(&shortened(&format!("{to}: {reason}"), LONGEST_REASON));
+            }
             _ => {}
         }
         let mut response = if as_grpc { grpc(facts.grpc, &text) } else { plain(facts.status, text) };
@@ -331,6 +337,9 @@ fn rounded_up(time: Duration, millis: u128) -> HeaderValue {
     HeaderValue::from(u64::try_from(number).unwrap_or(u64::MAX))
 }
 
+/// How much is told of why an upstream cannot be reached, in bytes: it may have many endpoints.
+const LONGEST_REASON: usize = 500;
+
 /// Says whose fault an answer of the sidecar is.
 pub(crate) const FAULT: HeaderName = HeaderName::from_static("x-countersign-fault");
 
@@ -350,9 +359,9 @@ const SOON: Duration = Duration::from_secs(1);
 const CANCELLED: u8 = 1;
 const DEADLINE_EXCEEDED: u8 = 4;
 const PERMISSION_DENIED: u8 = 7;
-const RESOURCE_EXHAUSTED: u8 = 8;
+pub(crate) const RESOURCE_EXHAUSTED: u8 = 8;
 const INTERNAL: u8 = 13;
-const UNAVAILABLE: u8 = 14;
+pub(crate) const UNAVAILABLE: u8 = 14;
 
 #[cfg(test)]
 mod tests {

@@ -13,12 +13,15 @@ use crate::exchange;
 use crate::fault::Hop;
 use crate::live::{Connection, Entry, Metered, Ticket};
 use crate::pool::Io;
+use crate::upstream::UnderWay;
 
 /// What a request was turned into, which both sides agreed on: to be run once the caller was told.
 pub(crate) struct Tunnel {
     /// The side of the next hop, and its connection.
     pub(crate) next: Box<ReadAhead<Io>>,
     pub(crate) entry: Arc<Entry>,
+    /// Its place at the endpoint, for as long as it lasts.
+    pub(crate) under_way: UnderWay,
     /// The request; the policy may still end it.
     pub(crate) ticket: Ticket,
     pub(crate) hop: Hop,
@@ -76,7 +79,7 @@ impl Tunnel {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let Self { next, entry, mut ticket, hop } = self;
+        let Self { next, entry, under_way: _under_way, mut ticket, hop } = self;
         let copied = async { copy(caller.await?, next).await };
         let ended = entry.connection.unless_closed(ticket.unless_cut(copied)).await;
         match ended {

@@ -41,8 +41,8 @@ use crate::pool::{Pool, Pools, Target, Turn, Way, keep_alive};
 use crate::telemetry::{Requests, UpstreamMetrics};
 pub(crate) use attempt::Attempt;
 pub(crate) use attempts::{Attempts, Why};
-pub(crate) use endpoint::Endpoint;
 use endpoint::Group;
+pub(crate) use endpoint::{Endpoint, UnderWay};
 use faults::Faults;
 pub(crate) use verdict::Verdict;
 
@@ -84,7 +84,7 @@ struct Members {
 /// An endpoint and the connections to it.
 struct Member {
     endpoint: Arc<Endpoint>,
-    pools: Pools,
+    pools: Arc<Pools>,
     weight: u16,
     priority: u16,
 }
@@ -228,12 +228,14 @@ impl Upstream {
             return Ok(turn);
         }
         let mut members = self.members.subscribe();
-        let known = timeout(self.listener.limits.handshake, members.wait_for(|members| members.known)).await;
+        // No guard of the watch is held on to: who looks at it a second time would wait for a writer that waits for the first.
+        let problem = async { members.wait_for(|members| members.known).await.map(|members| members.problem.clone()) };
+        let problem = timeout(self.listener.limits.handshake, problem).await;
         if let Some(turn) = self.pick(attempts) {
             return Ok(turn);
         }
-        let reason = match known {
-            Ok(Ok(members)) => members.problem.clone().unwrap_or_else(|| "no endpoint is left to try".to_owned()),
+        let reason = match problem {
+            Ok(Ok(problem)) => problem.unwrap_or_else(|| "no endpoint is left to try".to_owned()),
             _ => "its name was not resolved in time".to_owned(),
         };
         Err(Fault::Unreachable { hop: self.hop, to: self.address.clone(), reason })
@@ -422,13 +424,14 @@ impl Upstream {
         let Parts { connections, lifecycle, workers, .. } = &self.parts;
         let listener = Arc::clone(&self.listener);
         let pools = Pools::new(target, Arc::clone(&endpoint), listener, connections, lifecycle, *workers);
-        Arc::new(Member { endpoint, pools, weight, priority })
+        Arc::new(Member { endpoint, pools: Arc::new(pools), weight, priority })
     }
 
     fn set(&self, members: Members) {
         self.group.members.store(members.all.len(), Ordering::Relaxed);
         self.group.metrics.members(members.all.len());
         self.members.send_replace(members);
+        self.settle_only();
     }
 }
 

@@ -1,28 +1,23 @@
 //! The signals that are the app's to know of, and which of them reach it without us.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
-
 use futures::FutureExt;
 use futures::stream::{BoxStream, SelectAll, StreamExt, select_all, unfold};
-use rustix::fs::OFlags;
-use rustix::process::{Signal, getpgrp};
-use rustix::termios::tcgetpgrp;
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::Failure;
+use crate::signals::is_ignored;
+use crate::terminal::Terminal;
 
 /// Signals that come to this process, from now on.
 pub(super) struct Passed {
     received: SelectAll<BoxStream<'static, Signal>>,
-    /// The terminal that this process and the app are in the hands of, if there is one.
-    terminal: Option<File>,
+    terminal: Terminal,
 }
 
 impl Passed {
     /// Begins to listen. What the one who started this process has it ignore, the app ignores too: that is left as it is.
     pub(super) fn listen() -> Result<Self, Failure> {
-        let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
         let kinds = [
             (SignalKind::terminate(), Signal::TERM),
             (SignalKind::interrupt(), Signal::INT),
@@ -33,7 +28,7 @@ impl Passed {
         ];
         let mut streams = Vec::new();
         for (kind, passed) in kinds {
-            if ignored & (1 << (passed.as_raw() - 1)) != 0 {
+            if is_ignored(passed) {
                 continue;
             }
             let received = signal(kind).map_err(|error| Failure::failed("cannot listen for signals", error))?;
@@ -43,10 +38,7 @@ impl Passed {
             });
             streams.push(stream.boxed());
         }
-        // It must not become this process's terminal by being opened.
-        let flags = OFlags::NOCTTY.bits().cast_signed();
-        let terminal = OpenOptions::new().read(true).custom_flags(flags).open("/dev/tty").ok();
-        Ok(Self { received: select_all(streams), terminal })
+        Ok(Self { received: select_all(streams), terminal: Terminal::find() })
     }
 
     /// Forgets those that came until now, as before there was an app.
@@ -59,32 +51,8 @@ impl Passed {
         self.received.next().await
     }
 
-    /// Whether the app has got `signal` already: a terminal tells all of its foreground group, of which both are.
+    /// Whether the app has got `signal` already: it is of the same group.
     pub(super) fn is_told_by_terminal(&self, signal: Signal) -> bool {
-        let Some(terminal) = &self.terminal else { return false };
-        let of_terminal = [Signal::INT, Signal::QUIT, Signal::HUP].contains(&signal);
-        match tcgetpgrp(terminal) {
-            Ok(foreground) => of_terminal && foreground == getpgrp(),
-            // It has been hung up, of which all are told.
-            Err(_) => signal == Signal::HUP,
-        }
-    }
-}
-
-/// The signals that a process ignores, by its `status` in `/proc`: the lowest bit is signal 1.
-fn ignored(status: &str) -> u64 {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ignored_signals_are_read_from_the_status_of_a_process() {
-        let status = "Name:\tsh\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000002\n";
-        assert_eq!(ignored(status), 1 << (Signal::HUP.as_raw() - 1) | 1 << (Signal::PIPE.as_raw() - 1));
-        assert_eq!(ignored(""), 0);
+        self.terminal.tells(signal)
     }
 }

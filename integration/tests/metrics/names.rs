@@ -41,7 +41,7 @@ fn every_metric_of_a_sidecar_is_in_the_reference_and_none_else() {
         registered(&root().join(folder), &mut code);
     }
     assert!(code.len() > 30 && code.iter().all(|name| name.starts_with("countersign_")), "{code:?}");
-    let reference = std::fs::read_to_string(root().join("docs/reference/sidecar.md")).unwrap();
+    let reference = std::fs::read_to_string(root().join("docs/reference/operations.md")).unwrap();
     let (_, reference) = reference.split_once("\n## Metrics\n").unwrap();
     let (reference, _) = reference.split_once("\n## ").unwrap();
     let reference = names(reference);

@@ -25,7 +25,7 @@ fn every_key_is_read() {
     let config = read(
         "inbound:\n- { name: a, listen: 0.0.0.0:15443, app: localhost:80, protocol: grpc, paths: encoded }\n\
          outbound:\n- { name: b, listen: 127.0.0.1:1, to: [b:15443, '[::1]:2'], identity: /ns/b, protocol: tcp }\n\
-         policy: policy.yaml\nadmin: { listen: 127.0.0.1:9 }\ndrain: { grace: 5s }\naccess_log: true\n\
+         policy: policy.yaml\nadmin: { listen: 127.0.0.1:9 }\ndrain: { grace: 5s, idle: 2s }\naccess_log: true\n\
          limits: { connections: 5, requests: 7, idle: 1h }\n",
     )
     .unwrap();
@@ -33,7 +33,7 @@ fn every_key_is_read() {
     assert_eq!(config.outbound[0].to[0], Address::Name("b".into(), 15443));
     assert_eq!(config.outbound[0].identity.to_string(), "spiffe://a.example/ns/b");
     assert_eq!((config.inbound[0].paths, config.outbound[0].paths), (Paths::Encoded, Paths::Strict));
-    assert_eq!(config.grace, Duration::from_secs(5));
+    assert_eq!(config.drain, Drain { grace: Duration::from_secs(5), idle: Some(Duration::from_secs(2)) });
     assert_eq!(config.limits.requests, 7);
     assert_eq!((config.limits.connections, config.limits.times.idle), (5, Some(Duration::from_secs(3600))));
 }

@@ -5,8 +5,9 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use countersign_identity::Peer;
 use futures::task::AtomicWaker;
@@ -246,6 +247,8 @@ pub(crate) struct Connections {
     pools: Mutex<Vec<Weak<Pool>>>,
     upstreams: Mutex<Vec<Weak<Upstream>>>,
     next: AtomicU64,
+    /// How long a stream of a listener that finishes may be silent, once the process drains.
+    silence: OnceLock<Duration>,
     stopped: AtomicBool,
 }
 
@@ -292,6 +295,20 @@ impl Connections {
                 connection.finish();
             }
         });
+    }
+
+    /// From now on, ends streams of listeners that finish which are silent for so long.
+    pub(crate) fn end_silent(&self, after: Option<Duration>) {
+        // The process drains once.
+        let _ = after.map(|after| self.silence.set(after));
+    }
+
+    /// How long a stream of `listener` may be silent.
+    pub(super) fn silence(&self, listener: &Listener, normal: Option<Duration>) -> Option<Duration> {
+        match self.silence.get().filter(|_| listener.is_finishing()) {
+            Some(silence) => Some(normal.map_or(*silence, |normal| normal.min(*silence))),
+            None => normal,
+        }
     }
 
     /// Closes every connection, and each that comes later.

@@ -110,8 +110,10 @@ fn look(connections: &Connections) {
     for connection in connections.all() {
         let quiet = connection.look();
         match connection.kind {
-            Kind::Http => look_at_requests(&connection, quiet, now),
-            Kind::Tcp | Kind::Relayed if quiet >= looks_of(connection.listener.limits.times.idle) => {
+            Kind::Http => look_at_requests(connections, &connection, quiet, now),
+            Kind::Tcp | Kind::Relayed
+                if quiet >= silence(connections, &connection, connection.listener.limits.times.idle) =>
+            {
                 connection.listener.metrics.ended("idle");
                 connection.close();
             }
@@ -121,7 +123,12 @@ fn look(connections: &Connections) {
     connections.pools().iter().for_each(|pool| pool.tidy());
 }
 
-fn look_at_requests(connection: &Connection, quiet: u32, (time, now): (UnixTime, Instant)) {
+/// After how many looks at which nothing has moved a stream of `connection` has reached `limit`, or that of the drain.
+fn silence(connections: &Connections, connection: &Connection, limit: Option<Duration>) -> u32 {
+    looks_of(connections.silence(&connection.listener, limit))
+}
+
+fn look_at_requests(connections: &Connections, connection: &Connection, quiet: u32, (time, now): (UnixTime, Instant)) {
     let expired = connection.peer.as_ref().is_some_and(|peer| time > peer.not_after());
     if expired && !connection.is_ending() {
         connection.listener.metrics.ended("expired");
@@ -155,7 +162,7 @@ fn look_at_requests(connection: &Connection, quiet: u32, (time, now): (UnixTime,
             flight.cut(Cut::Total);
         } else if unanswered >= looks_of(times.first_byte) {
             flight.cut(Cut::FirstByte);
-        } else if still >= looks_of(times.idle) {
+        } else if still >= silence(connections, connection, times.idle) {
             flight.cut(Cut::Idle);
         }
     });

@@ -26,11 +26,13 @@ use crate::live::Entry;
 use crate::live::body::{BodyError, RequestBody, Rest};
 use crate::pool::{Io, Link, Pool};
 use crate::serve::Interim;
+use crate::upstream::UnderWay;
 
 /// A connection that speaks another protocol now, with what was received of it already.
 pub(crate) struct Switched {
     pub(crate) io: ReadAhead<Io>,
     pub(crate) entry: Arc<Entry>,
+    pub(crate) under_way: UnderWay,
 }
 
 /// A link in use for one request.
@@ -140,10 +142,9 @@ pub(super) async fn send(
     talk.link.patience = head.patience;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let Talk { link, input, .. } = talk;
-        return Ok(Answered::Switched(
-            response,
-            Switched { io: ReadAhead::resumed(link.io, input), entry: link.entry },
-        ));
+        let under_way = UnderWay::at(asking.held.endpoint());
+        let switched = Switched { io: ReadAhead::resumed(link.io, input), entry: link.entry, under_way };
+        return Ok(Answered::Switched(response, switched));
     }
     if talk.held_back.is_some() {
         // It was refused before it was sent, and is not asked for any more.

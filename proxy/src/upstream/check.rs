@@ -41,7 +41,10 @@ impl Upstream {
                     _ = clock.tick() => {}
                     () = lifecycle.stopping() => return,
                 }
-                let Some(upstream) = upstream.upgrade() else { return };
+                // What finishes may go on for long, but picks no endpoint any more.
+                let Some(upstream) = upstream.upgrade().filter(|upstream| !upstream.listener.is_finishing()) else {
+                    return;
+                };
                 let members = upstream.members.borrow().all.clone();
                 // Not held on to between two questions: a listener that is gone would keep its connections.
                 let mut before = std::mem::take(&mut records);

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
-
-use super::health::{Ejected, Health, Reason};
+use super::health::{Ejected, Health, IN_A_ROW, Reason};
 use super::latency::Latency;
 use super::verdict::Verdict;
 use crate::config::Ejection;
@@ -26,6 +24,9 @@ pub(crate) struct Group {
     pub(super) failing: AtomicUsize,
     pub(super) absent: AtomicUsize,
 }
+
+/// Something under way at an endpoint that is no request any more, such as a WebSocket.
+pub(crate) struct UnderWay(Arc<Endpoint>);
 
 /// One endpoint.
 pub(crate) struct Endpoint {
@@ -147,8 +148,14 @@ impl Endpoint {
 
     /// Whether it has asked to be left alone.
     pub(super) fn is_held(&self, now: Instant) -> bool {
+        self.held_for(now).is_some()
+    }
+
+    /// For how long it still wants to be left alone, if it does.
+    pub(super) fn held_for(&self, now: Instant) -> Option<Duration> {
         let until = self.held_until.load(Ordering::Relaxed);
-        until != 0 && self.since_birth(now) < until
+        let left = if until == 0 { 0 } else { until.saturating_sub(self.since_birth(now)) };
+        (left > 0).then(|| Duration::from_millis(left))
     }
 
     /// Notes how a request was answered, `waited` after it was sent; `None` if that was before it was sent whole.
@@ -253,7 +260,8 @@ impl Endpoint {
 
     /// Takes it out.
     pub(super) fn eject(&self, reason: Reason, why: &str) {
-        if !self.is_removed() && self.health.is_in() && self.health.eject(reason, &self.group.rule, Instant::now()) {
+        if !self.is_removed() && self.health.is_in() && self.health.eject(reason, why, &self.group.rule, Instant::now())
+        {
             self.is_out(reason, why);
         }
     }
@@ -262,6 +270,14 @@ impl Endpoint {
     pub(super) fn comes_back(&self, why: &str) {
         if let Some(reason) = self.health.comes_back(Instant::now()) {
             self.is_back(reason, why);
+        }
+    }
+
+    /// Takes it in if it is out for its answers and there is no other any more: those of an only one are not noted, so nothing
+    /// else would.
+    pub(super) fn is_the_only_one(&self) {
+        if self.health.reason().is_some_and(Reason::is_of_answers) {
+            self.comes_back("there is no other one");
         }
     }
 
@@ -275,7 +291,7 @@ impl Endpoint {
             return;
         }
         match self.health.failed(&self.group.rule, now, self.group.may_eject()) {
-            Some(Ejected::Now) => self.is_out(Reason::Failures, "it failed several times in a row"),
+            Some(Ejected::Now) => self.is_out(Reason::Failures, IN_A_ROW),
             Some(Ejected::Still) => {
                 tracing::debug!(listener = %self.group.listener, endpoint = %self.name(), "fails still")
             }
@@ -305,6 +321,20 @@ impl Endpoint {
     /// As [`Endpoint::since_birth`], in microseconds.
     fn age(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.group.born).as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+impl UnderWay {
+    /// Counts it until it is dropped.
+    pub(crate) fn at(endpoint: &Arc<Endpoint>) -> Self {
+        endpoint.enter();
+        Self(Arc::clone(endpoint))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }
 
@@ -356,33 +386,10 @@ const MOST_STRIKES: u32 = 10;
 /// How soon each of them is forgotten where none follows, or nobody would ever find out that it does better.
 const FORGET: Duration = Duration::from_secs(1);
 
-impl Verdict {
-    /// Whether it has too much to do, or says when to come again.
-    pub(super) fn is_busy(&self) -> bool {
-        let says_when = self.status == StatusCode::SERVICE_UNAVAILABLE || self.grpc == Some(UNAVAILABLE);
-        self.status == StatusCode::TOO_MANY_REQUESTS
-            || self.grpc == Some(RESOURCE_EXHAUSTED)
-            || (says_when && self.retry_after.is_some())
-    }
-
-    /// Whether what it says of being busy is said of the endpoint, and not perhaps of one of the callers that it knows.
-    fn is_of_endpoint(&self) -> bool {
-        self.of_sidecar || self.status == StatusCode::SERVICE_UNAVAILABLE || self.grpc == Some(UNAVAILABLE)
-    }
-
-    /// Whether the endpoint did not do what others might have done.
-    fn is_failure(&self) -> bool {
-        let cannot = [StatusCode::NOT_IMPLEMENTED, StatusCode::HTTP_VERSION_NOT_SUPPORTED];
-        (self.status.is_server_error() && !cannot.contains(&self.status)) || self.grpc == Some(UNAVAILABLE)
-    }
-}
-
-/// gRPC status codes.
-const RESOURCE_EXHAUSTED: u8 = 8;
-const UNAVAILABLE: u8 = 14;
-
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
+
     use super::*;
     use crate::listener::Direction;
 
@@ -456,18 +463,19 @@ mod tests {
     }
 
     #[test]
-    fn too_much_to_do_is_no_failure_in_grpc_either() {
-        let headers = |status: &str, pushback: &str| {
-            http::HeaderMap::from_iter([
-                (http::header::CONTENT_TYPE, "application/grpc".parse().unwrap()),
-                (http::HeaderName::from_static("grpc-status"), status.parse().unwrap()),
-                (crate::fault::PUSHBACK, pushback.parse().unwrap()),
-            ])
-        };
-        let busy = Verdict::of(StatusCode::OK, &headers("14", "250"));
-        assert!(busy.is_busy() && busy.is_of_endpoint());
-        assert_eq!(busy.retry_after, Some(Duration::from_millis(250)));
-        let gone = Verdict::of(StatusCode::OK, &headers("14", "-1"));
-        assert!(!gone.is_busy() && gone.is_failure());
+    fn one_that_is_out_for_its_answers_is_in_again_when_there_is_no_other() {
+        let group = group();
+        let [bad, gone] = [(); 2].map(|()| Endpoint::new(None, &group));
+        for _ in 0..20 {
+            bad.broke(None);
+        }
+        gone.eject(Reason::Unreachable, "it is not there");
+        assert!(!bad.health.is_in());
+        group.members.store(1, Ordering::Relaxed);
+        for endpoint in [&bad, &gone] {
+            endpoint.is_the_only_one();
+        }
+        assert!(bad.health.is_in() && group.failing.load(Ordering::Relaxed) == 0);
+        assert!(!gone.health.is_in(), "that comes back by a connection");
     }
 }

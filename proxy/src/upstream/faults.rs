@@ -25,7 +25,14 @@ impl Faults {
         if self.others.len() == 1 {
             return self.others.remove(0);
         }
-        let reason = self.others.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        let mut reasons: Vec<String> = self.others.iter().take(SHOWN).map(ToString::to_string).collect();
+        if self.others.len() > SHOWN {
+            reasons.push(format!("and {} more", self.others.len() - SHOWN));
+        }
+        let reason = reasons.join("; ");
         Fault::Unreachable { hop, to: to.to_owned(), reason }
     }
 }
+
+/// How many endpoints are told of.
+const SHOWN: usize = 10;

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{interval, sleep};
 
 use super::health::{Reason, outliers};
-use super::{Endpoint, Members, Upstream};
+use super::{Endpoint, Member, Members, Upstream};
 use crate::discovery::Found;
 use crate::fault::Fault;
 use crate::pool::{Pool, Target};
@@ -31,6 +31,8 @@ impl Upstream {
                     _ = clock.tick() => {
                         let Some(upstream) = upstream.upgrade() else { return };
                         upstream.compare();
+                        // Some answer may have been noted just as the others went.
+                        upstream.settle_only();
                         continue;
                     }
                     () = lifecycle.stopping() => return,
@@ -56,25 +58,38 @@ impl Upstream {
         let before = self.members.borrow().clone();
         let member = |located: &crate::discovery::Located| {
             let same = before.all.iter().find(|member| member.endpoint.address == Some(located.address));
-            let endpoint = same.map_or_else(
-                || Endpoint::new(Some(located.address), &self.group),
-                |member| Arc::clone(&member.endpoint),
-            );
-            if let Some(same) = same.filter(|m| (m.weight, m.priority) == (located.weight, located.priority)) {
-                return Arc::clone(same);
+            let (weight, priority) = (located.weight, located.priority);
+            match same {
+                Some(same) if (same.weight, same.priority) == (weight, priority) => Arc::clone(same),
+                Some(same) => {
+                    let (endpoint, pools) = (Arc::clone(&same.endpoint), Arc::clone(&same.pools));
+                    Arc::new(Member { endpoint, pools, weight, priority })
+                }
+                None => {
+                    let target = Target::mesh(Arc::clone(dialer), located.address, self.parts.protocol);
+                    self.member(Endpoint::new(Some(located.address), &self.group), target, weight, priority)
+                }
             }
-            let target = Target::mesh(Arc::clone(dialer), located.address, self.parts.protocol);
-            self.member(endpoint, target, located.weight, located.priority)
         };
         let all: Arc<[_]> = found.endpoints.iter().map(member).collect();
         if all.len() != before.all.len() || all.iter().zip(before.all.iter()).any(|(a, b)| !Arc::ptr_eq(a, b)) {
-            let addresses: Vec<String> = all.iter().map(|member| member.endpoint.name()).collect();
-            tracing::info!(listener = %self.listener.name, endpoints = addresses.join(", "), "the endpoints are these");
+            let addresses: Vec<String> = all.iter().take(SHOWN).map(|member| member.endpoint.name()).collect();
+            tracing::info!(
+                listener = %self.listener.name, count = all.len(), endpoints = addresses.join(", "),
+                "the endpoints are these"
+            );
         }
         for gone in before.all.iter().filter(|member| !all.iter().any(|m| Arc::ptr_eq(&m.endpoint, &member.endpoint))) {
             gone.endpoint.removed();
         }
         self.set(Members { all, known: true, problem: found.problem.clone() });
+    }
+
+    /// Nobody is out for bad answers where there is no other one.
+    pub(super) fn settle_only(&self) {
+        if let [only] = &*self.members.borrow().all {
+            only.endpoint.is_the_only_one();
+        }
     }
 
     /// Ejects the endpoints that fail far more often than the others.
@@ -134,6 +149,9 @@ async fn until_reached(endpoint: &Endpoint, pool: &Weak<Pool>, mut wait: Duratio
         wait = (wait * 2).min(if began.elapsed() < RESTART { SOON_TRY } else { LAST_TRY });
     }
 }
+
+/// How many endpoints are logged: DNS says how many there are.
+const SHOWN: usize = 10;
 
 /// How often success rates are compared.
 const COMPARED: Duration = Duration::from_secs(10);

@@ -43,9 +43,20 @@ pub(super) struct Health {
     bad: AtomicU32,
 }
 
+/// How one stands that is out.
+pub(super) struct Out {
+    pub(super) reason: Reason,
+    /// What has taken it out, in words.
+    pub(super) why: String,
+    pub(super) since: Duration,
+    /// How soon a request may go to it, to find out whether it does better; `None` where that is found out otherwise.
+    pub(super) again: Option<Duration>,
+}
+
 #[derive(Default)]
 struct Ejection {
     reason: Option<Reason>,
+    why: String,
     /// How often it was ejected without being in for long in between.
     times: u32,
     /// Since when it is out, and when it may be tried again.
@@ -120,11 +131,11 @@ impl Health {
             IN if may_eject && rule.failures.is_some_and(|most| failures >= most) => {}
             _ => return None,
         }
-        Some(if self.eject(Reason::Failures, rule, now) { Ejected::Now } else { Ejected::Still })
+        Some(if self.eject(Reason::Failures, IN_A_ROW, rule, now) { Ejected::Now } else { Ejected::Still })
     }
 
     /// Takes it out. The time is doubled each time that it was not in for long before. False if it was out.
-    pub(super) fn eject(&self, reason: Reason, rule: &Rule, now: Instant) -> bool {
+    pub(super) fn eject(&self, reason: Reason, why: &str, rule: &Rule, now: Instant) -> bool {
         let mut ejected = self.ejection();
         let was_in_for_long = ejected.back.is_none_or(|back| now.saturating_duration_since(back) > rule.longest);
         let was_in = ejected.reason.is_none();
@@ -135,6 +146,7 @@ impl Health {
         ejected.times += 1;
         if was_in {
             (ejected.reason, ejected.since) = (Some(reason), Some(now));
+            why.clone_into(&mut ejected.why);
         }
         ejected.until = Some(now + backoff);
         self.failures.store(0, Ordering::Relaxed);
@@ -164,6 +176,19 @@ impl Health {
         self.ejection().reason
     }
 
+    /// How it stands, if it is out.
+    pub(super) fn out(&self, now: Instant) -> Option<Out> {
+        let ejected = self.ejection();
+        let reason = ejected.reason?;
+        let until = ejected.until.filter(|_| reason.is_of_answers());
+        Some(Out {
+            reason,
+            why: ejected.why.clone(),
+            since: ejected.since.map(|since| now.saturating_duration_since(since)).unwrap_or_default(),
+            again: until.map(|until| until.saturating_duration_since(now)),
+        })
+    }
+
     /// Answers since this was asked last: good ones and bad ones.
     pub(super) fn answers(&self) -> (u32, u32) {
         (self.good.swap(0, Ordering::Relaxed), self.bad.swap(0, Ordering::Relaxed))
@@ -189,6 +214,9 @@ pub(super) fn outliers(answers: &[(u32, u32)], behind: u32) -> Vec<usize> {
     };
     answers.iter().enumerate().filter(is_outlier).map(|(index, _)| index).collect()
 }
+
+/// What is said of one that is out for [`Reason::Failures`].
+pub(super) const IN_A_ROW: &str = "it failed several times in a row";
 
 /// How long the one request may take that decides about an endpoint, before another one is sent.
 const PROBE: Duration = Duration::from_secs(5);
@@ -223,7 +251,7 @@ mod tests {
     #[test]
     fn one_request_decides_whether_it_comes_back_and_each_failure_doubles_the_time() {
         let (health, mut now) = (Health::default(), Instant::now());
-        health.eject(Reason::Failures, &RULE, now);
+        health.eject(Reason::Failures, "so", &RULE, now);
         for seconds in [1, 2, 4, 4] {
             assert!(!health.may_be_probed(now + SECOND / 2));
             now += seconds * SECOND;
@@ -235,18 +263,18 @@ mod tests {
         assert!(health.may_be_probed(now));
         assert!(health.succeeded(now).is_some() && health.is_in());
         // It was not in for long.
-        assert!(health.eject(Reason::Failures, &RULE, now + SECOND));
+        assert!(health.eject(Reason::Failures, "so", &RULE, now + SECOND));
         assert!(!health.may_be_probed(now + 4 * SECOND) && health.may_be_probed(now + 5 * SECOND));
         health.comes_back(now + 6 * SECOND);
-        assert!(health.eject(Reason::Failures, &RULE, now + 60 * SECOND));
-        assert!(!health.eject(Reason::Check, &RULE, now + 60 * SECOND), "it was out");
+        assert!(health.eject(Reason::Failures, "so", &RULE, now + 60 * SECOND));
+        assert!(!health.eject(Reason::Check, "so", &RULE, now + 60 * SECOND), "it was out");
         assert!(health.ejection().until == Some(now + 62 * SECOND));
     }
 
     #[test]
     fn a_request_that_decides_and_is_never_answered_is_followed_by_another() {
         let (health, now) = (Health::default(), Instant::now());
-        health.eject(Reason::SuccessRate, &RULE, now);
+        health.eject(Reason::SuccessRate, "so", &RULE, now);
         assert!(health.may_be_probed(now + SECOND));
         assert!(!health.may_be_probed(now + 2 * SECOND));
         assert!(health.may_be_probed(now + SECOND + PROBE));
@@ -255,7 +283,7 @@ mod tests {
     #[test]
     fn one_that_cannot_be_reached_is_not_tried_with_a_request() {
         let (health, now) = (Health::default(), Instant::now());
-        health.eject(Reason::Unreachable, &RULE, now);
+        health.eject(Reason::Unreachable, "so", &RULE, now);
         assert!(!health.may_be_probed(now + 100 * SECOND));
         assert_eq!((health.comes_back(now), health.comes_back(now)), (Some(Reason::Unreachable), None));
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode};
 
-use crate::fault::{FAULT, PUSHBACK, RETRY, is_grpc};
+use crate::fault::{FAULT, PUSHBACK, RESOURCE_EXHAUSTED, RETRY, UNAVAILABLE, is_grpc};
 
 /// What an answer says of its endpoint.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +66,25 @@ impl Verdict {
     fn plain(status: StatusCode) -> Self {
         Self { status, retry_after: None, grpc: None, undone: false, broke: false, of_sidecar: false }
     }
+
+    /// Whether it has too much to do, or says when to come again.
+    pub(super) fn is_busy(&self) -> bool {
+        let says_when = self.status == StatusCode::SERVICE_UNAVAILABLE || self.grpc == Some(UNAVAILABLE);
+        self.status == StatusCode::TOO_MANY_REQUESTS
+            || self.grpc == Some(RESOURCE_EXHAUSTED)
+            || (says_when && self.retry_after.is_some())
+    }
+
+    /// Whether what it says of being busy is said of the endpoint, and not perhaps of one of the callers that it knows.
+    pub(super) fn is_of_endpoint(&self) -> bool {
+        self.of_sidecar || self.status == StatusCode::SERVICE_UNAVAILABLE || self.grpc == Some(UNAVAILABLE)
+    }
+
+    /// Whether the endpoint did not do what others might have done.
+    pub(super) fn is_failure(&self) -> bool {
+        let cannot = [StatusCode::NOT_IMPLEMENTED, StatusCode::HTTP_VERSION_NOT_SUPPORTED];
+        (self.status.is_server_error() && !cannot.contains(&self.status)) || self.grpc == Some(UNAVAILABLE)
+    }
 }
 
 #[cfg(test)]
@@ -83,5 +102,21 @@ mod tests {
         assert_eq!((verdict.retry_after, verdict.undone), (Some(Duration::from_secs(7)), false));
         let date = HeaderMap::from_iter([(RETRY_AFTER, "Fri, 31 Dec 1999 23:59:59 GMT".parse().unwrap())]);
         assert_eq!(Verdict::of(StatusCode::SERVICE_UNAVAILABLE, &date).retry_after, None);
+    }
+
+    #[test]
+    fn too_much_to_do_is_no_failure_in_grpc_either() {
+        let headers = |status: &str, pushback: &str| {
+            HeaderMap::from_iter([
+                (http::header::CONTENT_TYPE, "application/grpc".parse().unwrap()),
+                (http::HeaderName::from_static("grpc-status"), status.parse().unwrap()),
+                (PUSHBACK, pushback.parse().unwrap()),
+            ])
+        };
+        let busy = Verdict::of(StatusCode::OK, &headers("14", "250"));
+        assert!(busy.is_busy() && busy.is_of_endpoint());
+        assert_eq!(busy.retry_after, Some(Duration::from_millis(250)));
+        let gone = Verdict::of(StatusCode::OK, &headers("14", "-1"));
+        assert!(!gone.is_busy() && gone.is_failure());
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Response;
+use serde_json::Value::Null;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -13,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::support::app::answer;
 use super::support::several::{BROKEN, Caller, Does, FINE, Workload, called, silent};
-use super::support::{App, Authority, SERVER, client, free_address, read_to, soon, until};
+use super::support::{App, Authority, SERVER, client, free_address, read_to, until};
 
 #[tokio::test]
 async fn each_endpoint_has_its_turn() {
@@ -357,7 +358,11 @@ async fn endpoints_are_shown_with_how_they_do() {
     let endpoints = &shown[0]["endpoints"];
     assert_eq!(endpoints[0]["address"], missing.to_string());
     assert_eq!(endpoints[0]["standing"], "out: unreachable");
+    assert!(endpoints[0]["why"].as_str().unwrap().contains("refused"), "{text}");
+    assert!(endpoints[0]["out_s"].as_f64().unwrap() < 60.0, "{text}");
     assert_eq!(endpoints[1]["standing"], "in");
+    assert_eq!((&endpoints[1]["why"], &endpoints[1]["out_s"], &endpoints[1]["again_s"]), (&Null, &Null, &Null));
+    assert_eq!(shown[0]["identity"], SERVER);
 }
 
 #[tokio::test]

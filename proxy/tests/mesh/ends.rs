@@ -113,3 +113,35 @@ async fn the_grace_ends_what_does_not_end_itself() {
     soon("every task has ended", pair.server.lifecycle.finished()).await;
     assert!(matches!(soon("the stream is cut", response.body_mut().frame()).await, Some(Err(_))));
 }
+
+#[tokio::test]
+async fn while_it_drains_a_silent_stream_is_ended_before_the_grace_and_one_that_moves_is_not() {
+    let app = App::http1(echo).await;
+    let pair = Pair::start_with("http", app.address, "drain: { grace: 10m, idle: 3s }\n").await;
+    let mut begun = Vec::new();
+    for _ in 0..2 {
+        let (pieces, body) = client::pieces();
+        let mut response = client::send(pair.entrance, client::request("POST", "/", body)).await;
+        pieces.send("first".into()).unwrap();
+        soon("the first piece", response.body_mut().frame()).await.unwrap().unwrap();
+        begun.push((pieces, response));
+    }
+    let (ticking, mut moves) = begun.pop().unwrap();
+    let (_silent, mut rests) = begun.pop().unwrap();
+    pair.server.lifecycle.drain();
+    let ended = tokio::spawn(async move {
+        let ended = soon("the silent one is ended", rests.body_mut().frame()).await;
+        assert!(matches!(ended, Some(Err(_))));
+    });
+    let mut ticks = 0;
+    while !ended.is_finished() || ticks < 60 {
+        ticking.send("tick".into()).unwrap();
+        soon("a tick", moves.body_mut().frame()).await.unwrap().unwrap();
+        ticks += 1;
+        sleep(Duration::from_millis(100)).await;
+    }
+    ended.await.unwrap();
+    drop(ticking);
+    assert!(soon("its end", moves.body_mut().frame()).await.is_none(), "it ends whole");
+    assert!(!pair.server.running.as_ref().unwrap().is_finished(), "the grace is longer");
+}
