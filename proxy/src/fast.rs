@@ -36,7 +36,7 @@ use crate::live::{Connection, Cut, Ticket, Wire};
 use crate::mirror::Mirror;
 use crate::trace::Trace;
 use crate::upstream::{Attempt, Attempts, Need, Upstream, Wait};
-use exchange::{Caller, End, Exchange, Up};
+use exchange::{Caller, Ended, Exchange, Failure, Up};
 
 /// Where the requests of a connection go, and who says so.
 pub(crate) trait Route {
@@ -242,40 +242,39 @@ async fn answer<T: Wire>(
         pool.note(&ticket.flight, &way);
         let attempt = Attempt { upstream, attempts: &mut attempts, turn: &turn, repeatable, began };
         let exchange = Exchange { caller, connection, ticket: &mut ticket, attempt };
-        let ended = exchange.carry(way, up, asked).await;
-        if let Some((again, same, why)) = ended.again {
-            tracing::debug!(listener = %connection.listener.name, ?why, "a request goes again");
-            (up, asked, began) = (again, same, Instant::now());
-            next = Err(Wait::Again(Arc::clone(pool), why));
-            continue;
-        }
-        let fault = match ended.end {
-            End::Done if close || !ended.uploaded => return Next::Close,
-            End::Done => return Next::Request,
-            End::CallerGone | End::Closed => {
-                if ended.begun {
+        let (failure, begun, uploaded) = match exchange.carry(way, up, asked).await {
+            Ended::Again(again, same, why) => {
+                tracing::debug!(listener = %connection.listener.name, ?why, "a request goes again");
+                (up, asked, began) = (again, same, Instant::now());
+                next = Err(Wait::Again(Arc::clone(pool), why));
+                continue;
+            }
+            Ended::Done { uploaded } => return if close || !uploaded { Next::Close } else { Next::Request },
+            Ended::Gone { begun } => {
+                if begun {
                     ticket.aborted();
                 }
                 return Next::Gone;
             }
-            End::Cut(cut) => {
-                if ended.begun && cut == Cut::Denied {
+            Ended::Failed { failure, begun, uploaded } => (failure, begun, uploaded),
+        };
+        let fault = match failure {
+            Failure::Cut(cut) => {
+                if begun && cut == Cut::Denied {
                     ticket.spoilt(crate::fault::Blame::Policy);
                 }
                 cut.fault(upstream.hop(), || route.denied_since(&ticket))
             }
-            End::Refused(refused) => Fault::Refused(refused),
-            End::Broke(error) if ended.unsent => attempts.in_all(pool.explain_unsent(&error), route.hop()),
-            End::Broke(error) => attempts.in_all(pool.explain(&error), route.hop()),
-            // It goes again, so it does not come here.
-            End::Rejected(_) => return Next::Gone,
+            Failure::Refused(refused) => Fault::Refused(refused),
+            Failure::Unsent(error) => attempts.in_all(pool.explain_unsent(&error), route.hop()),
+            Failure::Broke(error) => attempts.in_all(pool.explain(&error), route.hop()),
         };
-        if ended.begun {
+        if begun {
             ticket.spoilt(fault.facts().blame);
             report(connection, &fault, Some(&ticket));
             return Next::Gone;
         }
-        return tell.of(caller, ticket, &fault, ended.uploaded).await;
+        return tell.of(caller, ticket, &fault, uploaded).await;
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) struct Up {
     pub(super) kept: Option<Kept>,
 }
 
-/// How it ended.
+/// How an exchange ends.
 pub(super) enum End {
     /// The response was written whole.
     Done,
@@ -66,17 +66,40 @@ pub(super) enum End {
     Rejected(Why),
 }
 
-/// What became of it.
-pub(super) struct Ended {
-    pub(super) end: End,
+/// How far it was then.
+pub(super) struct Reached {
     /// Whether the response has begun.
     pub(super) begun: bool,
     /// Whether the whole request was taken from the caller.
     pub(super) uploaded: bool,
     /// Whether nothing was done about the request, if it broke.
     pub(super) unsent: bool,
-    /// The request, if it is to go again, and why.
-    pub(super) again: Option<(Up, Asked, Why)>,
+    /// Whether the connection had waited for a request before, and nothing was heard of it since.
+    pub(super) used: bool,
+}
+
+/// What becomes of the request; `begun` and `uploaded` as in [`Reached`].
+pub(super) enum Ended {
+    /// It goes again.
+    Again(Up, Asked, Why),
+    /// The response was written whole.
+    Done { uploaded: bool },
+    /// There is nobody any more who could be told anything.
+    Gone { begun: bool },
+    /// It went wrong.
+    Failed { failure: Failure, begun: bool, uploaded: bool },
+}
+
+/// What went wrong.
+pub(super) enum Failure {
+    /// The request was ended by order.
+    Cut(Cut),
+    /// The request body breaks its grammar.
+    Refused(Refused),
+    /// The next hop broke the connection or the grammar.
+    Broke(io::Error),
+    /// The same, and nothing was done about the request.
+    Unsent(io::Error),
 }
 
 impl Up {
@@ -108,15 +131,39 @@ pub(super) struct Kept {
 }
 
 impl<T: Wire> Exchange<'_, T> {
-    /// Whether `up` is to go again, whose connection broke before the response began; `unsent` and `used` as in
-    /// [`Attempt::broke`].
-    pub(super) fn broke(&mut self, up: &Up, unsent: bool, used: bool) -> Option<Why> {
-        self.attempt.broke(&self.ticket.flight, unsent, used, || up.can_go_again())
+    /// What becomes of `up`, whose exchange has ended so.
+    pub(super) fn concluded(mut self, end: End, up: Up, asked: Asked, reached: Reached) -> Ended {
+        let Reached { begun, uploaded, unsent, used } = reached;
+        let flight = &self.ticket.flight;
+        let failure = match end {
+            End::Done => return Ended::Done { uploaded },
+            End::Rejected(why) => return self.again(up, asked, why),
+            End::Broke(error) => {
+                let at_hand = || up.can_go_again();
+                match if begun { None } else { self.attempt.broke(flight, unsent, used, at_hand) } {
+                    Some(why) => return self.again(up, asked, why),
+                    None if unsent => Failure::Unsent(error),
+                    None => Failure::Broke(error),
+                }
+            }
+            End::Refused(refused) => Failure::Refused(refused),
+            End::CallerGone | End::Closed => {
+                self.gave_up_unless(begun);
+                return Ended::Gone { begun };
+            }
+            End::Cut(cut) => {
+                self.gave_up_unless(begun);
+                Failure::Cut(cut)
+            }
+        };
+        Ended::Failed { failure, begun, uploaded }
     }
 
-    /// Notes that the request ended without an answer, for no fault of a connection.
-    pub(super) fn gave_up(&self) {
-        self.attempt.gave_up(&self.ticket.flight);
+    /// Notes that nobody waits for the response any more, unless it has begun.
+    fn gave_up_unless(&self, begun: bool) {
+        if !begun {
+            self.attempt.gave_up(&self.ticket.flight);
+        }
     }
 
     /// Notes how the request was answered. `Some` if it is to go again all the same. `out` has what is still to be written
@@ -127,18 +174,20 @@ impl<T: Wire> Exchange<'_, T> {
     }
 
     /// Puts what was taken of the body back, so that the next attempt finds the request as it came.
-    pub(super) fn rewind(&mut self, up: &mut Up) {
-        let Some(kept) = &mut up.kept else { return };
-        self.caller.put_back(&kept.body);
-        if let Some(copy) = &mut self.caller.copy {
-            copy.restart();
+    fn again(self, mut up: Up, asked: Asked, why: Why) -> Ended {
+        if let Some(kept) = &mut up.kept {
+            self.caller.put_back(&kept.body);
+            if let Some(copy) = &mut self.caller.copy {
+                copy.restart();
+            }
+            kept.room += kept.body.len();
+            kept.body.clear();
+            up.head.clear();
+            up.head.push(&kept.head);
+            up.body = Body::from(kept.framing);
+            self.ticket.flight.goes_again();
         }
-        kept.room += kept.body.len();
-        kept.body.clear();
-        up.head.clear();
-        up.head.push(&kept.head);
-        up.body = Body::from(kept.framing);
-        self.ticket.flight.goes_again();
+        Ended::Again(up, asked, why)
     }
 
     /// Carries a request and its response until they end.

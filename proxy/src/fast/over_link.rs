@@ -12,14 +12,13 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::io::AsyncWrite;
 
-use super::exchange::{End, Ended, Exchange, Up, broke};
+use super::exchange::{End, Ended, Exchange, Reached, Up, broke};
 use crate::buffer::Buffer;
 use crate::guard::Malformed;
 use crate::http1::body::{Body, Step};
 use crate::http1::response::{self, Asked, MOST_INTERIM, TOO_MANY_INTERIM};
 use crate::live::Wire;
 use crate::pool::Link;
-use crate::upstream::Why;
 
 /// A request on its way over a link, and its response.
 struct OverLink<'a, T> {
@@ -89,25 +88,13 @@ where
     let mut over = OverLink { exchange, link, up, upward: Upward::default(), down };
     let end = poll_fn(|cx| over.poll(cx)).await.err().unwrap_or(End::Done);
     let (begun, uploaded) = (over.has_begun() || over.down.out.is_torn(), over.has_uploaded());
-    let unsent = !over.upward.sent;
-    let again = match end {
-        End::Broke(_) if !begun => over.broke(),
-        End::Rejected(why) => Some(why),
-        End::CallerGone | End::Closed | End::Cut(_) if !begun => {
-            over.exchange.gave_up();
-            None
-        }
-        _ => None,
-    };
-    let OverLink { mut exchange, link, mut up, down, .. } = over;
+    let OverLink { exchange, link, up, upward, down } = over;
+    let reached = Reached { begun, uploaded, unsent: !upward.sent, used: link.used && !down.heard };
     let answered = matches!(end, End::Done) || down.rejected_whole;
     if answered && uploaded && down.input.is_empty() {
         exchange.attempt.turn.pool().give_back(link);
     }
-    if again.is_some() {
-        exchange.rewind(&mut up);
-    }
-    Ended { end, begun, uploaded, unsent, again: again.map(|why| (up, down.asked, why)) }
+    exchange.concluded(end, up, down.asked, reached)
 }
 
 impl<T: Wire> OverLink<'_, T> {
@@ -119,12 +106,6 @@ impl<T: Wire> OverLink<'_, T> {
     /// Whether the whole request was sent on.
     fn has_uploaded(&self) -> bool {
         self.up.has_gone(self.upward.written, self.upward.cleared)
-    }
-
-    /// Whether the request is to go again: its connection broke before the response began.
-    fn broke(&mut self) -> Option<Why> {
-        let used = self.link.used && !self.down.heard;
-        self.exchange.broke(&self.up, !self.upward.sent, used)
     }
 
     /// Whether the head is kept until the response begins, to be sent again over another connection.

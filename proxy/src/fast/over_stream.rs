@@ -13,7 +13,7 @@ use h2::client::ResponseFuture;
 use h2::{RecvStream, SendStream};
 use http::StatusCode;
 
-use super::exchange::{End, Ended, Exchange, Up, broke};
+use super::exchange::{End, Ended, Exchange, Failure, Reached, Up, broke};
 use crate::buffer::Buffer;
 use crate::http1::body::Found;
 use crate::http1::convert;
@@ -60,21 +60,20 @@ struct Down {
 }
 
 /// Carries a request over `stream`.
-pub(super) async fn carry<T>(mut exchange: Exchange<'_, T>, mut stream: Stream, up: Up, asked: Asked) -> Ended
+pub(super) async fn carry<T>(exchange: Exchange<'_, T>, mut stream: Stream, up: Up, asked: Asked) -> Ended
 where
     T: Wire,
 {
     let Some(request) = convert::request(up.head.bytes()) else {
-        let end = broke("the request has no form in HTTP/2");
-        return Ended { end, begun: false, uploaded: up.body.has_ended(), unsent: false, again: None };
+        let failure = Failure::Broke(io::Error::new(io::ErrorKind::InvalidData, "the request has no form in HTTP/2"));
+        return Ended::Failed { failure, begun: false, uploaded: up.body.has_ended() };
     };
     let (response, sender) = match stream.sender.send_request(request, up.bodiless) {
         Ok(sent) => sent,
         // Nothing of it was sent.
         Err(error) => {
-            let (end, uploaded) = (End::Broke(into_io(error)), up.body.has_ended());
-            let again = exchange.broke(&up, true, false).map(|why| (up, asked, why));
-            return Ended { end, begun: false, uploaded, unsent: true, again };
+            let reached = Reached { begun: false, uploaded: up.body.has_ended(), unsent: true, used: false };
+            return exchange.concluded(End::Broke(into_io(error)), up, asked, reached);
         }
     };
     if up.bodiless {
@@ -97,21 +96,9 @@ where
     let mut over = OverStream { exchange, up, upward, down, used, _place: stream.into_place() };
     let mut unprocessed = false;
     let end = poll_fn(|cx| over.poll(cx, &mut unprocessed)).await;
-    let (begun, uploaded) = (over.down.begun.is_some() || over.down.out.is_torn(), over.upward.ended);
-    let again = match end {
-        End::Broke(_) if !begun => over.exchange.broke(&over.up, unprocessed, over.used),
-        End::Rejected(why) => Some(why),
-        End::CallerGone | End::Closed | End::Cut(_) if !begun => {
-            over.exchange.gave_up();
-            None
-        }
-        _ => None,
-    };
-    if again.is_some() {
-        over.exchange.rewind(&mut over.up);
-    }
-    let again = again.map(|why| (over.up, over.down.asked, why));
-    Ended { end, begun, uploaded, unsent: unprocessed && !begun, again }
+    let begun = over.down.begun.is_some() || over.down.out.is_torn();
+    let reached = Reached { begun, uploaded: over.upward.ended, unsent: unprocessed && !begun, used: over.used };
+    over.exchange.concluded(end, over.up, over.down.asked, reached)
 }
 
 impl<T: Wire> OverStream<'_, T> {
