@@ -34,10 +34,8 @@ use crate::http1::response::Asked;
 use crate::live::body::Body as AnswerBody;
 use crate::live::{Connection, Cut, Ticket, Wire};
 use crate::mirror::Mirror;
-use crate::pool::{Pool, Turn, Way};
 use crate::trace::Trace;
-use crate::upstream::{Attempts, Need, Upstream, Why};
-pub(crate) use exchange::AT_ONCE;
+use crate::upstream::{Attempt, Attempts, Need, Upstream, Wait};
 use exchange::{Caller, End, Exchange, Up};
 
 /// Where the requests of a connection go, and who says so.
@@ -218,18 +216,18 @@ async fn answer<T: Wire>(
     let limits = head_limits(connection);
     let mut asked = Asked { is_head, from_app: upstream.hop() == Hop::App, close, limits };
     upstream.begins();
-    let mut up = Up::new(out, body, repeatable, upstream.keeps());
-    let mut attempts = Attempts::default();
+    let mut up = Up::new(out, body, upstream.keeps());
+    let mut attempts = Attempts::of(worker, Need::Any);
     // How long it waited for its turn is not the fault of an endpoint.
     let started = if waits { Instant::now() } else { ticket.flight.started() };
-    let (mut began, mut next) = (started, upstream.ready(worker, &attempts, Need::Any).map_err(Wait::First));
+    let (mut began, mut next) = (started, upstream.ready(&attempts));
     loop {
         let (turn, way) = match next {
             Ok(ready) => ready,
             Err(wait) => {
-                let way = wait.way(upstream, worker, &mut attempts);
-                match awaited(way, connection, &ticket, caller, up.body.has_ended()).await {
-                    Ok(way) => way,
+                let reached = upstream.reach(&mut attempts, wait);
+                match awaited(reached, connection, &ticket, caller, up.body.has_ended()).await {
+                    Ok(reached) => reached,
                     Err(missed) => match missed.fault(route, &ticket) {
                         Some(fault) => {
                             let fault = attempts.in_all(fault, route.hop());
@@ -242,9 +240,8 @@ async fn answer<T: Wire>(
         };
         let pool = turn.pool();
         pool.note(&ticket.flight, &way);
-        let attempts_now = &mut attempts;
-        let exchange =
-            Exchange { caller, connection, ticket: &mut ticket, upstream, attempts: attempts_now, turn: &turn, began };
+        let attempt = Attempt { upstream, attempts: &mut attempts, turn: &turn, repeatable, began };
+        let exchange = Exchange { caller, connection, ticket: &mut ticket, attempt };
         let ended = exchange.carry(way, up, asked).await;
         if let Some((again, same, why)) = ended.again {
             tracing::debug!(listener = %connection.listener.name, ?why, "a request goes again");
@@ -279,23 +276,6 @@ async fn answer<T: Wire>(
             return Next::Gone;
         }
         return tell.of(caller, ticket, &fault, ended.uploaded).await;
-    }
-}
-
-/// What has to be waited for before a request can go.
-enum Wait {
-    /// Something at this endpoint, if one was picked.
-    First(Option<Turn>),
-    /// Something in place of a connection of this pool.
-    Again(Arc<Pool>, Why),
-}
-
-impl Wait {
-    async fn way(self, upstream: &Upstream, worker: usize, attempts: &mut Attempts) -> Result<(Turn, Way), Fault> {
-        match self {
-            Self::First(picked) => upstream.way(worker, attempts, Need::Any, picked).await,
-            Self::Again(pool, why) => upstream.again(worker, attempts, Need::Any, &pool, why).await,
-        }
     }
 }
 

@@ -9,19 +9,18 @@ mod received;
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::{Request, Response};
 
-use crate::fast::AT_ONCE;
 use crate::fault::Fault;
 use crate::guard::HeadLimits;
 use crate::http1::response::Asked;
+use crate::live::Flight;
 use crate::live::body::{RequestBody, Spare};
-use crate::live::{Cut, Flight};
 use crate::pool::{Pool, Turn, Way};
 use crate::serve::Interim;
-use crate::upstream::{Attempts, Need, Upstream, Verdict, Why};
+use crate::upstream::{Attempt, Attempts, Need, Upstream, Verdict, Wait, Why};
 pub(crate) use over_link::Switched;
 pub(crate) use received::Received;
 
@@ -34,14 +33,9 @@ pub(crate) enum Answered {
 
 /// What one attempt at a request is made with.
 struct Asking<'a> {
-    upstream: &'a Upstream,
-    attempts: &'a mut Attempts,
+    attempt: Attempt<'a>,
     /// The place of the request at the endpoint, which it has until both its bodies have ended.
-    held: Held,
-    /// Whether the request may be done twice.
-    repeatable: bool,
-    /// When this attempt began, and what became of the request's body since.
-    began: Instant,
+    held: &'a Held,
     flight: &'a Flight,
     /// Whether it has an end, good or bad.
     heard: bool,
@@ -71,21 +65,25 @@ pub(crate) async fn send(
     flight: &Flight,
 ) -> Result<Answered, Fault> {
     upstream.begins();
-    let mut attempts = Attempts::default();
     let repeatable = upstream.may_repeat(request.method());
     // A body is held back on a link alone.
     let need = if need == Need::Any && over_link::waits_for_consent(&request) { Need::Link } else { need };
-    let (mut turn, mut way) = match upstream.ready(worker, &attempts, need) {
-        Ok(ready) => ready,
-        Err(picked) => Box::pin(upstream.way(worker, &mut attempts, need, picked)).await?,
-    };
+    let mut attempts = Attempts::of(worker, need);
+    let mut next = upstream.ready(&attempts);
     loop {
+        let (turn, way) = match next {
+            Ok(ready) => ready,
+            Err(wait) => {
+                let reached = Box::pin(upstream.reach(&mut attempts, wait)).await;
+                reached.map_err(|fault| attempts.in_all(fault, upstream.hop()))?
+            }
+        };
         turn.pool().note(flight, &way);
         let pool = Arc::clone(turn.pool());
         let held = Arc::new(turn);
         let began = Instant::now();
-        let heard = false;
-        let mut asking = Asking { upstream, attempts: &mut attempts, held, repeatable, began, flight, heard, interim };
+        let attempt = Attempt { upstream, attempts: &mut attempts, turn: &held, repeatable, began };
+        let mut asking = Asking { attempt, held: &held, flight, heard: false, interim };
         let sent = match way {
             Way::Link(link) => over_link::send(&mut asking, link, request).await,
             Way::Stream(stream) => over_stream::send(&mut asking, stream, request).await,
@@ -107,8 +105,7 @@ pub(crate) async fn send(
             }
         };
         drop(asking);
-        let again = Box::pin(upstream.again(worker, &mut attempts, need, &pool, why)).await;
-        (turn, way) = again.map_err(|fault| attempts.in_all(fault, pool.hop()))?;
+        next = Err(Wait::Again(pool, why));
     }
 }
 
@@ -117,60 +114,43 @@ impl Asking<'_> {
         self.held.pool()
     }
 
-    /// Whether a request is to go again that broke before its response, and with which body. `unsent` if the next hop cannot
-    /// have done it; `used` if the connection had waited for a request before.
+    /// Whether a request is to go again that broke before its response, and with which body; `unsent` and `used` as in
+    /// [`Attempt::broke`].
     fn broke(&mut self, unsent: bool, used: bool, spare: &Spare) -> Option<(RequestBody, Why)> {
-        self.attempts.sent(!unsent);
         self.heard = true;
         // Then it is the caller who broke it, and not the next hop.
         if spare.is_spoilt() {
             return None;
         }
-        let stale = unsent || (used && self.repeatable && self.began.elapsed() < AT_ONCE);
-        // Where the new connections die too, that is no waiting, and another endpoint may do better.
-        if stale && self.attempts.may_replay() {
-            return self.goes_again(Why::Stale, spare);
-        }
-        self.held.broke(self.waited());
-        let why = if unsent { Why::Undone } else { Why::Broke };
-        if unsent || self.repeatable { self.goes_again(why, spare) } else { None }
-    }
-
-    fn waited(&self) -> Option<Duration> {
-        self.flight.waited(self.began)
+        let why = self.attempt.broke(self.flight, unsent, used, || spare.is_whole())?;
+        again(spare, why)
     }
 
     /// Notes how a request was answered. `Some` if it is to go again all the same.
     fn answered(&mut self, verdict: &Verdict, spare: &Spare) -> Option<(RequestBody, Why)> {
         self.heard = true;
-        self.held.answered(verdict, self.waited());
-        self.attempts.sent(!verdict.undone);
-        let why = self.upstream.rejects(verdict, self.repeatable);
-        let again = why.and_then(|why| self.goes_again(why, spare));
+        let why = self.attempt.answered(self.flight, verdict, || spare.is_whole());
+        let again = why.and_then(|why| again(spare, why));
         if again.is_none() {
             spare.let_go();
         }
         again
-    }
-
-    /// The body is begun anew only when it is sure that it goes again: who reads it now gets no more of it then.
-    fn goes_again(&mut self, why: Why, spare: &Spare) -> Option<(RequestBody, Why)> {
-        let goes = spare.is_whole() && self.upstream.allows(self.attempts, self.held.endpoint(), why);
-        if goes { spare.again().map(|body| (body, why)) } else { None }
     }
 }
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         // Nobody waits for the answer any more.
-        if self.heard {
-            return;
-        }
-        match self.flight.reason() {
-            Some(Cut::FirstByte) => self.held.broke(self.waited()),
-            _ => self.held.gave_up(self.waited()),
+        if !self.heard {
+            self.attempt.gave_up(self.flight);
         }
     }
+}
+
+/// The body is begun anew only when it is sure that it goes again: who reads it now gets no more of it then. What reads it
+/// runs on the same worker, so it is as whole as it was when that was asked.
+fn again(spare: &Spare, why: Why) -> Option<(RequestBody, Why)> {
+    spare.again().map(|body| (body, why))
 }
 
 /// What is said of an answer in whose place another attempt is made.

@@ -1,11 +1,12 @@
 //! What the requests of a listener go to: the endpoints of another workload, or the app alone.
 //!
-//! `pick` an endpoint → `way`: something that the request can go over there, which may be a new connection → the answer,
-//! of which the endpoint takes note → or `again`, over another connection or to another endpoint.
+//! `pick` an endpoint → `reach` something that the request can go over there, which may be a new connection → the answer,
+//! of which the endpoint takes note → or `reach` once more, over another connection or at another endpoint.
 //!
 //! Invariant: a request goes again only if the next hop cannot have done it, or if it may be done twice; and never once a
 //! byte of its response was passed on.
 
+mod attempt;
 mod attempts;
 mod balance;
 mod check;
@@ -38,6 +39,7 @@ use crate::listener::Listener;
 use crate::live::{Connections, Entry};
 use crate::pool::{Pool, Pools, Target, Turn, Way, keep_alive};
 use crate::telemetry::{Requests, UpstreamMetrics};
+pub(crate) use attempt::Attempt;
 pub(crate) use attempts::{Attempts, Why};
 use endpoint::Group;
 pub(crate) use endpoint::{Endpoint, UnderWay};
@@ -95,6 +97,14 @@ pub(crate) enum Need {
     Link,
     /// A connection of its own, which it may turn into something else.
     Own,
+}
+
+/// What has to be waited for before a request can go.
+pub(crate) enum Wait {
+    /// Something at this endpoint, if one was picked.
+    First(Option<Turn>),
+    /// Something in place of a connection of this pool.
+    Again(Arc<Pool>, Why),
 }
 
 /// What pools are made from.
@@ -202,26 +212,26 @@ impl Upstream {
 
     /// An endpoint for a request, which is counted there for as long as the turn is held. `None` if there is none that was
     /// not tried before.
-    pub(crate) fn pick(&self, worker: usize, attempts: &Attempts) -> Option<Turn> {
+    fn pick(&self, attempts: &Attempts) -> Option<Turn> {
         let members = self.members.borrow();
         let member = match &*members.all {
             [only] if !attempts.has_tried(&only.endpoint) => only,
             [_] => return None,
             all => balance::pick(all, self.balance, &self.next, attempts, Instant::now())?,
         };
-        Some(member.pools.of(worker).enter())
+        Some(member.pools.of(attempts.worker).enter())
     }
 
     /// As [`Upstream::pick`], once it is known where the endpoints are.
-    async fn pick_when_known(&self, worker: usize, attempts: &Attempts) -> Result<Turn, Fault> {
-        if let Some(turn) = self.pick(worker, attempts) {
+    async fn pick_when_known(&self, attempts: &Attempts) -> Result<Turn, Fault> {
+        if let Some(turn) = self.pick(attempts) {
             return Ok(turn);
         }
         let mut members = self.members.subscribe();
         // No guard of the watch is held on to: who looks at it a second time would wait for a writer that waits for the first.
         let problem = async { members.wait_for(|members| members.known).await.map(|members| members.problem.clone()) };
         let problem = timeout(self.listener.limits.handshake, problem).await;
-        if let Some(turn) = self.pick(worker, attempts) {
+        if let Some(turn) = self.pick(attempts) {
             return Ok(turn);
         }
         let reason = match problem {
@@ -231,31 +241,34 @@ impl Upstream {
         Err(Fault::Unreachable { hop: self.hop, to: self.address.clone(), reason })
     }
 
-    /// An endpoint and what the request can go over there, if that is at hand; else the endpoint, if it is known.
-    pub(crate) fn ready(&self, worker: usize, attempts: &Attempts, need: Need) -> Result<(Turn, Way), Option<Turn>> {
-        let Some(turn) = self.pick(worker, attempts) else { return Err(None) };
-        let taken = match need {
+    /// An endpoint and what the request can go over there, if that is at hand; else what it waits for.
+    pub(crate) fn ready(&self, attempts: &Attempts) -> Result<(Turn, Way), Wait> {
+        let Some(turn) = self.pick(attempts) else { return Err(Wait::First(None)) };
+        let taken = match attempts.need {
             Need::Any => turn.pool().take(),
             Need::Link | Need::Own => None,
         };
         match taken {
             Some(way) => Ok((turn, way)),
-            None => Err(Some(turn)),
+            None => Err(Wait::First(Some(turn))),
+        }
+    }
+
+    /// What the request can go over, once that is there.
+    pub(crate) async fn reach(&self, attempts: &mut Attempts, wait: Wait) -> Result<(Turn, Way), Fault> {
+        match wait {
+            Wait::First(picked) => self.way(attempts, picked).await,
+            Wait::Again(pool, why) => self.again(attempts, &pool, why).await,
         }
     }
 
     /// What the request can go over, at the endpoint of `picked`, or where that cannot be reached at others. One that takes
     /// long to be reached is waited for, but others are tried beside it.
-    pub(crate) async fn way(
-        &self,
-        worker: usize,
-        attempts: &mut Attempts,
-        need: Need,
-        picked: Option<Turn>,
-    ) -> Result<(Turn, Way), Fault> {
+    async fn way(&self, attempts: &mut Attempts, picked: Option<Turn>) -> Result<(Turn, Way), Fault> {
+        let need = attempts.need;
         let picked = match picked {
             Some(picked) => picked,
-            None => self.pick_when_known(worker, attempts).await?,
+            None => self.pick_when_known(attempts).await?,
         };
         let open = |turn: Turn| async move {
             let pool = turn.pool();
@@ -266,21 +279,14 @@ impl Upstream {
             };
             (turn, way)
         };
-        self.race(worker, attempts, need, picked, open).await
+        self.race(attempts, picked, open).await
     }
 
     /// As [`Upstream::way`], for a request that goes again: where a connection of `pool` was dead, over another one of it.
-    pub(crate) async fn again(
-        &self,
-        worker: usize,
-        attempts: &mut Attempts,
-        need: Need,
-        pool: &Arc<Pool>,
-        why: Why,
-    ) -> Result<(Turn, Way), Fault> {
+    async fn again(&self, attempts: &mut Attempts, pool: &Arc<Pool>, why: Why) -> Result<(Turn, Way), Fault> {
         if why == Why::Stale {
             let turn = pool.enter();
-            let way = match need {
+            let way = match attempts.need {
                 Need::Any | Need::Link => pool.another().await,
                 Need::Own => pool.new_link().await.map(Way::Link),
             };
@@ -288,7 +294,7 @@ impl Upstream {
                 Ok(way) => return Ok((turn, way)),
                 Err(fault) if !fault.is_of_endpoint() => return Err(fault),
                 // It is spoken to in HTTP/2 then.
-                Err(Fault::OtherProtocol { .. }) if need == Need::Any => {}
+                Err(Fault::OtherProtocol { .. }) if attempts.need == Need::Any => {}
                 Err(fault) => {
                     pool.unreached(&fault);
                     attempts.try_at(turn.endpoint());
@@ -298,27 +304,25 @@ impl Upstream {
                 }
             }
         }
-        self.way(worker, attempts, need, None).await
+        self.way(attempts, None).await
     }
 
     /// A connection to another workload of which nothing is known but its bytes.
     pub(crate) async fn raw(&self, worker: usize) -> Result<(Turn, TlsStream, Arc<Entry>), Fault> {
-        let mut attempts = Attempts::default();
-        let first = self.pick_when_known(worker, &attempts).await?;
+        let mut attempts = Attempts::of(worker, Need::Any);
+        let first = self.pick_when_known(&attempts).await?;
         let open = |turn: Turn| async move {
             let raw = turn.pool().open_raw().await;
             (turn, raw)
         };
-        let (turn, (stream, entry)) = self.race(worker, &mut attempts, Need::Any, first, open).await?;
+        let (turn, (stream, entry)) = self.race(&mut attempts, first, open).await?;
         Ok((turn, stream, entry))
     }
 
     /// Opens something at the endpoint of `turn`, and at others where that fails or takes long (RFC 8305, section 5).
     async fn race<T, F>(
         &self,
-        worker: usize,
         attempts: &mut Attempts,
-        need: Need,
         turn: Turn,
         open: impl Fn(Turn) -> F,
     ) -> Result<(Turn, T), Fault>
@@ -338,7 +342,7 @@ impl Upstream {
                     Err(fault) if !fault.is_of_endpoint() => return Err(fault),
                     Err(fault) => {
                         // That it does not speak what one request needs says nothing of the others.
-                        if !matches!(fault, Fault::OtherProtocol { .. }) || need == Need::Any {
+                        if !matches!(fault, Fault::OtherProtocol { .. }) || attempts.need == Need::Any {
                             turn.pool().unreached(&fault);
                         }
                         faults.add(fault);
@@ -348,7 +352,7 @@ impl Upstream {
             }
             // Where none takes requests, not all of them are dialled for each.
             others &= attempts.tried() < MOST_DIALLED || self.has_other(attempts);
-            match if others { self.pick(worker, attempts) } else { None } {
+            match if others { self.pick(attempts) } else { None } {
                 Some(turn) => {
                     attempts.try_at(turn.endpoint());
                     under_way.push(open(turn));
@@ -378,37 +382,6 @@ impl Upstream {
         if self.retry.attempts > 1 && self.hop == Hop::Mesh {
             self.budget.deposit();
         }
-    }
-
-    /// Whether `verdict` calls for another attempt, which is still to be allowed.
-    pub(crate) fn rejects(&self, verdict: &Verdict, repeatable: bool) -> Option<Why> {
-        if self.hop == Hop::Mesh && verdict.undone {
-            return Some(Why::Undone);
-        }
-        if self.hop == Hop::Mesh && verdict.broke && repeatable {
-            return Some(Why::Broke);
-        }
-        (repeatable && self.retry.statuses.contains(&verdict.status.as_u16())).then_some(Why::Status)
-    }
-
-    /// Whether a request may go again whose attempt at `endpoint` has failed. Where it may, that is taken from the budget.
-    pub(crate) fn allows(&self, attempts: &mut Attempts, endpoint: &Arc<Endpoint>, why: Why) -> bool {
-        if why == Why::Stale {
-            attempts.replayed();
-            self.group.metrics.replayed();
-            if self.hop == Hop::App {
-                self.say_stale(endpoint);
-            }
-            return true;
-        }
-        attempts.failed_at(endpoint);
-        // There is nothing to be won where it has just failed.
-        if attempts.made() >= self.retry.attempts || !self.may_have_other(attempts) {
-            return false;
-        }
-        let within = self.budget.withdraw();
-        self.group.metrics.retried(why.as_str(), within);
-        within
     }
 
     /// Says, once a minute, what closes connections that wait, and which setting of it is shorter than ours.

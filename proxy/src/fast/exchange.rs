@@ -15,8 +15,8 @@ use crate::http1::body::Body;
 use crate::http1::response::Asked;
 use crate::live::{Connection, Cut, Ticket, Wire};
 use crate::mirror::Plain;
-use crate::pool::{Turn, Way};
-use crate::upstream::{Attempts, Upstream, Verdict, Why};
+use crate::pool::Way;
+use crate::upstream::{Attempt, Verdict, Why};
 
 /// The side of the caller.
 pub(super) struct Caller<T> {
@@ -34,12 +34,7 @@ pub(super) struct Exchange<'a, T> {
     pub(super) caller: &'a mut Caller<T>,
     pub(super) connection: &'a Connection,
     pub(super) ticket: &'a mut Ticket,
-    pub(super) upstream: &'a Upstream,
-    pub(super) attempts: &'a mut Attempts,
-    /// The place of the request at the endpoint.
-    pub(super) turn: &'a Turn,
-    /// When this attempt began.
-    pub(super) began: Instant,
+    pub(super) attempt: Attempt<'a>,
 }
 
 /// What is sent.
@@ -47,8 +42,6 @@ pub(super) struct Up {
     /// Its head, as HTTP/1.1 has it, and what else is to be written. Without a body it is kept until the response begins.
     pub(super) head: Buffer,
     pub(super) body: Body,
-    /// Whether the request may be done twice.
-    pub(super) repeatable: bool,
     /// Whether it had no body from the start.
     pub(super) bodiless: bool,
     /// What is needed to send it again, if it has a body of which all that was taken is at hand.
@@ -88,11 +81,11 @@ pub(super) struct Ended {
 
 impl Up {
     /// A request of this head, whose body is framed so. Of a body `most` bytes are kept.
-    pub(super) fn new(head: Buffer, framing: head::Body, repeatable: bool, most: usize) -> Self {
+    pub(super) fn new(head: Buffer, framing: head::Body, most: usize) -> Self {
         let body = Body::from(framing);
         let bodiless = body.has_ended();
         let kept = (!bodiless).then(|| Kept { head: head.bytes().into(), framing, body: Vec::new(), room: most });
-        Self { head, body, repeatable, bodiless, kept }
+        Self { head, body, bodiless, kept }
     }
 
     /// Whether all of it was sent on, where so much was written of what is to be, and so much is cleared and not written.
@@ -115,44 +108,22 @@ pub(super) struct Kept {
 }
 
 impl<T: Wire> Exchange<'_, T> {
-    /// Whether `up` is to go again, whose connection broke before the response began. `unsent` if the next hop cannot have
-    /// done it; `used` if the connection had waited for a request before.
+    /// Whether `up` is to go again, whose connection broke before the response began; `unsent` and `used` as in
+    /// [`Attempt::broke`].
     pub(super) fn broke(&mut self, up: &Up, unsent: bool, used: bool) -> Option<Why> {
-        self.attempts.sent(!unsent);
-        let stale = unsent || (used && up.repeatable && self.began.elapsed() < AT_ONCE);
-        // Where the new connections die too, that is no waiting, and another endpoint may do better.
-        if stale && self.attempts.may_replay() {
-            return self.goes_again(up, Why::Stale);
-        }
-        self.turn.broke(self.waited());
-        let why = if unsent { Why::Undone } else { Why::Broke };
-        if unsent || up.repeatable { self.goes_again(up, why) } else { None }
+        self.attempt.broke(&self.ticket.flight, unsent, used, || up.can_go_again())
     }
 
     /// Notes that the request ended without an answer, for no fault of a connection.
     pub(super) fn gave_up(&self) {
-        match self.ticket.flight.reason() {
-            Some(Cut::FirstByte) => self.turn.broke(self.waited()),
-            _ => self.turn.gave_up(self.waited()),
-        }
-    }
-
-    fn waited(&self) -> Option<Duration> {
-        self.ticket.flight.waited(self.began)
+        self.attempt.gave_up(&self.ticket.flight);
     }
 
     /// Notes how the request was answered. `Some` if it is to go again all the same. `out` has what is still to be written
     /// to the caller.
     pub(super) fn answered(&mut self, up: &Up, verdict: &Verdict, out: &Buffer) -> Option<Why> {
-        self.turn.answered(verdict, self.waited());
-        self.attempts.sent(!verdict.undone);
         // What was written in part has to be written whole.
-        let why = self.upstream.rejects(verdict, up.repeatable).filter(|_| !out.is_torn())?;
-        self.goes_again(up, why)
-    }
-
-    fn goes_again(&mut self, up: &Up, why: Why) -> Option<Why> {
-        (up.can_go_again() && self.upstream.allows(self.attempts, self.turn.endpoint(), why)).then_some(why)
+        self.attempt.answered(&self.ticket.flight, verdict, || !out.is_torn() && up.can_go_again())
     }
 
     /// Puts what was taken of the body back, so that the next attempt finds the request as it came.
@@ -180,7 +151,7 @@ impl<T: Wire> Exchange<'_, T> {
 
     /// How far the request is.
     pub(super) fn progress(&self) -> Progress {
-        (self.began, self.ticket.flight.sent_up())
+        (self.attempt.began, self.ticket.flight.sent_up())
     }
 
     /// Whether it was ended by order.
@@ -249,9 +220,6 @@ impl<T: Wire> Caller<T> {
 
 /// When an attempt at a request began, and how much of the body has gone since.
 pub(super) type Progress = (Instant, u64);
-
-/// How soon a connection breaks under a request that was dead before.
-pub(crate) const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// How often a caller is looked at whose upload is stuck: so that an abort reaches the next hop within a second.
 const LOOK: Duration = Duration::from_millis(500);

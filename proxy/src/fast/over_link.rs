@@ -102,7 +102,7 @@ where
     let OverLink { mut exchange, link, mut up, down, .. } = over;
     let answered = matches!(end, End::Done) || down.rejected_whole;
     if answered && uploaded && down.input.is_empty() {
-        exchange.turn.pool().give_back(link);
+        exchange.attempt.turn.pool().give_back(link);
     }
     if again.is_some() {
         exchange.rewind(&mut up);
@@ -196,7 +196,7 @@ impl<T: Wire> OverLink<'_, T> {
             }
             if up.body.has_ended() {
                 flight.upload_ended();
-                exchange.turn.awaits();
+                exchange.attempt.turn.awaits();
                 break;
             }
             if caller.input.is_empty() {

@@ -79,7 +79,7 @@ where
     };
     if up.bodiless {
         exchange.ticket.flight.upload_ended();
-        exchange.turn.awaits();
+        exchange.attempt.turn.awaits();
     }
     let upward = Upward { sender, cleared: 0, ended: up.bodiless, failed: false };
     let down = Down {
@@ -176,7 +176,7 @@ impl<T: Wire> OverStream<'_, T> {
                 upward.sender.send_data(data, upward.ended)?;
                 if upward.ended {
                     flight.upload_ended();
-                    exchange.turn.awaits();
+                    exchange.attempt.turn.awaits();
                     return Poll::Ready(Ok(()));
                 }
                 continue;
@@ -199,7 +199,7 @@ impl<T: Wire> OverStream<'_, T> {
                     caller.consume(count, &mut up.kept);
                     upward.ended = true;
                     flight.upload_ended();
-                    exchange.turn.awaits();
+                    exchange.attempt.turn.awaits();
                     if trailers.is_empty() {
                         upward.sender.send_data(Bytes::new(), true)?;
                     } else {

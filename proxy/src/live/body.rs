@@ -80,7 +80,15 @@ impl Spare {
             None => Kept::none(),
             Some(again) => again.begin()?,
         };
-        Some(RequestBody { source, entered: Arc::clone(&self.entered) })
+        let body = RequestBody { source, entered: Arc::clone(&self.entered) };
+        let flight = &self.entered.flight;
+        if body.is_end_stream() {
+            // Nobody asks for the end of a body without bytes.
+            flight.upload_ended();
+        } else {
+            flight.goes_again();
+        }
+        Some(body)
     }
 }
 
@@ -143,15 +151,15 @@ impl HttpBody for RequestBody {
             return Poll::Ready(Some(Err(BodyError::Cut(cut))));
         }
         let this = &mut *self;
-        let (frame, is_new) = std::task::ready!(this.source.poll_frame(cx));
+        let frame = std::task::ready!(this.source.poll_frame(cx));
+        if matches!(frame, Some(Err(BodyError::WentAgain))) {
+            // How far it is, the newest attempt says.
+            return Poll::Ready(frame);
+        }
         let mut ended = frame.is_none() || this.source.is_end_stream();
         let frame = frame.map(|frame| {
-            let noted = |error: &BodyError| match error {
-                BodyError::WentAgain => {}
-                error => note_broken(&this.entered, error),
-            };
-            frame.inspect_err(noted).map(|mut frame| {
-                if let Some(data) = frame.data_ref().filter(|_| is_new) {
+            frame.inspect_err(|error| note_broken(&this.entered, error)).map(|mut frame| {
+                if let Some(data) = frame.data_ref() {
                     this.entered.flight.moved_up(data.len());
                 }
                 if let Some(trailers) = frame.trailers_mut() {

@@ -75,10 +75,10 @@ impl Kept {
         }
     }
 
-    /// What comes next, and whether it was not read by an attempt before.
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<(Next, bool)> {
+    /// What comes next.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         match self {
-            Self::None => Poll::Ready((None, true)),
+            Self::None => Poll::Ready(None),
             Self::Some(reader) => reader.poll_frame(cx),
         }
     }
@@ -115,10 +115,10 @@ impl Again {
 }
 
 impl Reader {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<(Next, bool)> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         let mut source = lock(&self.source);
         if source.attempt != self.attempt {
-            return Poll::Ready((Some(Err(BodyError::WentAgain)), false));
+            return Poll::Ready(Some(Err(BodyError::WentAgain)));
         }
         if let Some(piece) = source.pieces.as_ref().and_then(|pieces| pieces.get(self.read)) {
             self.read += 1;
@@ -126,10 +126,10 @@ impl Reader {
                 Piece::Data(data) => Frame::data(data),
                 Piece::Trailers(trailers) => Frame::trailers(trailers),
             };
-            return Poll::Ready((Some(Ok(frame)), false));
+            return Poll::Ready(Some(Ok(frame)));
         }
         if source.broken {
-            return Poll::Ready((Some(Err(BodyError::WentAgain)), false));
+            return Poll::Ready(Some(Err(BodyError::WentAgain)));
         }
         let frame = ready!(source.incoming.poll_frame(cx));
         match &frame {
@@ -141,7 +141,7 @@ impl Reader {
             Some(Err(_)) => (source.broken, source.pieces) = (true, None),
             None => {}
         }
-        Poll::Ready((frame, true))
+        Poll::Ready(frame)
     }
 }
 

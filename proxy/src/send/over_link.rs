@@ -111,7 +111,7 @@ pub(super) async fn send(
         data,
         input,
     };
-    let held = Arc::clone(&asking.held);
+    let held = Arc::clone(asking.held);
     let head = poll_fn(|cx| {
         let head = talk.poll_head(cx, &asked, asking.interim);
         if talk.has_uploaded() {
@@ -153,7 +153,7 @@ pub(super) async fn send(
     }
     let uploaded = talk.has_uploaded();
     let mut body =
-        FromLink { talk: Some(talk), body: head.body.into(), pool: Arc::clone(&pool), _held: Arc::clone(&asking.held) };
+        FromLink { talk: Some(talk), body: head.body.into(), pool: Arc::clone(&pool), _held: Arc::clone(asking.held) };
     body.finish_if_ended();
     let body = if uploaded { Received::Link(Box::new(body)) } else { relayed(&pool, body, spare.rest()) };
     Ok(Answered::Response(response.map(|()| body)))

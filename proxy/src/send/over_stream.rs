@@ -58,7 +58,7 @@ pub(super) async fn send(
     if bodiless {
         asking.held.awaits();
     }
-    let upload = (!bodiless).then(|| upload(&asking.held, body, sender, &place));
+    let upload = (!bodiless).then(|| upload(asking.held, body, sender, &place));
     inform(&mut response, asking.interim).await.map_err(|why| Unanswered { error: why, unsent: false, again: None })?;
     let response = match response.await {
         Ok(response) => response,
@@ -76,7 +76,7 @@ pub(super) async fn send(
         return Err(Unanswered { error: refused(head.status), unsent: false, again });
     }
     let data_ended = stream.is_end_stream();
-    let body = FromStream { stream, data_ended, upload, _place: place, _held: Arc::clone(&asking.held) };
+    let body = FromStream { stream, data_ended, upload, _place: place, _held: Arc::clone(asking.held) };
     Ok(Answered::Response(Response::from_parts(head, Received::Stream(Box::new(body)))))
 }
 

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use super::Endpoint;
+use super::{Endpoint, Need};
 use crate::fault::{Fault, Hop};
 
 /// The attempts at one request.
-#[derive(Default)]
 pub(crate) struct Attempts {
+    /// The worker that serves it.
+    pub(super) worker: usize,
+    /// What it can go over.
+    pub(super) need: Need,
     made: u32,
     replays: u32,
     /// Whether anything of the request may have come to the next hop, and been done.
@@ -42,6 +45,11 @@ impl Why {
 }
 
 impl Attempts {
+    /// Those at a request that `worker` serves: none so far.
+    pub(crate) fn of(worker: usize, need: Need) -> Self {
+        Self { worker, need, made: 0, replays: 0, sent: false, tried: Vec::new() }
+    }
+
     /// Whether it was tried to reach an endpoint before.
     pub(super) fn has_tried(&self, endpoint: &Arc<Endpoint>) -> bool {
         self.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint))
@@ -61,7 +69,7 @@ impl Attempts {
     }
 
     /// Notes whether an attempt that failed had sent anything.
-    pub(crate) fn sent(&mut self, sent: bool) {
+    pub(super) fn sent(&mut self, sent: bool) {
         self.sent |= sent;
     }
 
@@ -82,7 +90,7 @@ impl Attempts {
     }
 
     /// Whether the request may go over yet another connection to the same endpoint.
-    pub(crate) fn may_replay(&self) -> bool {
+    pub(super) fn may_replay(&self) -> bool {
         self.replays < MOST_REPLAYS
     }
 

@@ -3,6 +3,7 @@
 
 mod changes;
 mod checks;
+mod cut_answers;
 mod denials;
 mod endpoints;
 mod ends;

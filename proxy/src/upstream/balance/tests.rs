@@ -16,7 +16,7 @@ use crate::listener::{Common, Listener};
 use crate::live::Connections;
 use crate::pool::{Pools, Target};
 use crate::telemetry::UpstreamMetrics;
-use crate::upstream::Verdict;
+use crate::upstream::{Need, Verdict};
 
 /// The members of an upstream, and how many turns there were.
 struct Ground {
@@ -61,7 +61,7 @@ impl Ground {
 
     /// The number of the member that takes the next request, which none of `tried` does.
     fn picks(&self, balance: Balance, tried: &[usize]) -> Option<usize> {
-        let mut attempts = Attempts::default();
+        let mut attempts = Attempts::of(0, Need::Any);
         tried.iter().for_each(|number| attempts.try_at(self.endpoint(*number)));
         let picked = pick(&self.members, balance, &self.next, &attempts, Instant::now())?;
         self.members.iter().position(|member| Arc::ptr_eq(member, picked))
