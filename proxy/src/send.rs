@@ -20,7 +20,7 @@ use crate::live::Flight;
 use crate::live::body::{RequestBody, Spare};
 use crate::pool::{Pool, Turn, Way};
 use crate::serve::Interim;
-use crate::upstream::{Attempt, Attempts, Need, Upstream, Verdict, Wait, Why};
+use crate::upstream::{Attempt, Attempts, Broken, Need, Upstream, Verdict, Wait, Why};
 pub(crate) use over_link::Switched;
 pub(crate) use received::Received;
 
@@ -114,15 +114,14 @@ impl Asking<'_> {
         self.held.pool()
     }
 
-    /// Whether a request is to go again that broke before its response, and with which body; `unsent` and `used` as in
-    /// [`Attempt::broke`].
-    fn broke(&mut self, unsent: bool, used: bool, spare: &Spare) -> Option<(RequestBody, Why)> {
+    /// Whether a request is to go again that broke before its response, and with which body.
+    fn broke(&mut self, broken: Broken, spare: &Spare) -> Option<(RequestBody, Why)> {
         self.heard = true;
         // Then it is the caller who broke it, and not the next hop.
         if spare.is_spoilt() {
             return None;
         }
-        let why = self.attempt.broke(self.flight, unsent, used, || spare.is_whole())?;
+        let why = self.attempt.broke(self.flight, broken, || spare.is_whole())?;
         again(spare, why)
     }
 

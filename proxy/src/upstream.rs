@@ -39,7 +39,7 @@ use crate::listener::Listener;
 use crate::live::{Connections, Entry};
 use crate::pool::{Pool, Pools, Target, Turn, Way, keep_alive};
 use crate::telemetry::{Requests, UpstreamMetrics};
-pub(crate) use attempt::Attempt;
+pub(crate) use attempt::{Attempt, Broken};
 pub(crate) use attempts::{Attempts, Why};
 use endpoint::Group;
 pub(crate) use endpoint::{Endpoint, UnderWay};
@@ -284,9 +284,11 @@ impl Upstream {
 
     /// As [`Upstream::way`], for a request that goes again: where a connection of `pool` was dead, over another one of it.
     async fn again(&self, attempts: &mut Attempts, pool: &Arc<Pool>, why: Why) -> Result<(Turn, Way), Fault> {
-        if why == Why::Stale {
+        if matches!(why, Why::Stale | Why::Ended) {
             let turn = pool.enter();
             let way = match attempts.need {
+                // Many lose what they shared at once: they share the next one too.
+                Need::Any if why == Why::Ended => pool.way().await,
                 Need::Any | Need::Link => pool.another().await,
                 Need::Own => pool.new_link().await.map(Way::Link),
             };

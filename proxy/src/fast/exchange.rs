@@ -16,7 +16,7 @@ use crate::http1::response::Asked;
 use crate::live::{Connection, Cut, Ticket, Wire};
 use crate::mirror::Plain;
 use crate::pool::Way;
-use crate::upstream::{Attempt, Verdict, Why};
+use crate::upstream::{Attempt, Broken, Verdict, Why};
 
 /// The side of the caller.
 pub(super) struct Caller<T> {
@@ -72,10 +72,8 @@ pub(super) struct Reached {
     pub(super) begun: bool,
     /// Whether the whole request was taken from the caller.
     pub(super) uploaded: bool,
-    /// Whether nothing was done about the request, if it broke.
-    pub(super) unsent: bool,
-    /// Whether the connection had waited for a request before, and nothing was heard of it since.
-    pub(super) used: bool,
+    /// How what it went over broke, if it did.
+    pub(super) broken: Broken,
 }
 
 /// What becomes of the request; `begun` and `uploaded` as in [`Reached`].
@@ -133,16 +131,16 @@ pub(super) struct Kept {
 impl<T: Wire> Exchange<'_, T> {
     /// What becomes of `up`, whose exchange has ended so.
     pub(super) fn concluded(mut self, end: End, up: Up, asked: Asked, reached: Reached) -> Ended {
-        let Reached { begun, uploaded, unsent, used } = reached;
+        let Reached { begun, uploaded, broken } = reached;
         let flight = &self.ticket.flight;
         let failure = match end {
             End::Done => return Ended::Done { uploaded },
             End::Rejected(why) => return self.again(up, asked, why),
             End::Broke(error) => {
                 let at_hand = || up.can_go_again();
-                match if begun { None } else { self.attempt.broke(flight, unsent, used, at_hand) } {
+                match if begun { None } else { self.attempt.broke(flight, broken, at_hand) } {
                     Some(why) => return self.again(up, asked, why),
-                    None if unsent => Failure::Unsent(error),
+                    None if broken.unsent && !begun => Failure::Unsent(error),
                     None => Failure::Broke(error),
                 }
             }

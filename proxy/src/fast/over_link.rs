@@ -19,6 +19,7 @@ use crate::http1::body::{Body, Step};
 use crate::http1::response::{self, Asked, MOST_INTERIM, TOO_MANY_INTERIM};
 use crate::live::Wire;
 use crate::pool::Link;
+use crate::upstream::Broken;
 
 /// A request on its way over a link, and its response.
 struct OverLink<'a, T> {
@@ -89,7 +90,7 @@ where
     let end = poll_fn(|cx| over.poll(cx)).await.err().unwrap_or(End::Done);
     let (begun, uploaded) = (over.has_begun() || over.down.out.is_torn(), over.has_uploaded());
     let OverLink { exchange, link, up, upward, down } = over;
-    let reached = Reached { begun, uploaded, unsent: !upward.sent, used: link.used && !down.heard };
+    let reached = Reached { begun, uploaded, broken: Broken::link(upward.sent, link.used && !down.heard) };
     let answered = matches!(end, End::Done) || down.rejected_whole;
     if answered && uploaded && down.input.is_empty() {
         exchange.attempt.turn.pool().give_back(link);

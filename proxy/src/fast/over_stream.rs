@@ -19,8 +19,8 @@ use crate::http1::body::Found;
 use crate::http1::convert;
 use crate::http1::response::{Asked, Body, MOST_INTERIM_HTTP2, TOO_MANY_INTERIM};
 use crate::live::Wire;
-use crate::pool::{Place, Stream, into_io, is_unprocessed};
-use crate::upstream::{Verdict, Why};
+use crate::pool::{Place, Stream, into_io};
+use crate::upstream::{Broken, Verdict, Why};
 
 /// A request on its way over a stream, and its response.
 struct OverStream<'a, T> {
@@ -72,7 +72,7 @@ where
         Ok(sent) => sent,
         // Nothing of it was sent.
         Err(error) => {
-            let reached = Reached { begun: false, uploaded: up.body.has_ended(), unsent: true, used: false };
+            let reached = Reached { begun: false, uploaded: up.body.has_ended(), broken: Broken::ended() };
             return exchange.concluded(End::Broke(into_io(error)), up, asked, reached);
         }
     };
@@ -94,16 +94,16 @@ where
     };
     let used = stream.used;
     let mut over = OverStream { exchange, up, upward, down, used, _place: stream.into_place() };
-    let mut unprocessed = false;
-    let end = poll_fn(|cx| over.poll(cx, &mut unprocessed)).await;
+    let mut broken = Broken::malformed();
+    let end = poll_fn(|cx| over.poll(cx, &mut broken)).await;
     let begun = over.down.begun.is_some() || over.down.out.is_torn();
-    let reached = Reached { begun, uploaded: over.upward.ended, unsent: unprocessed && !begun, used: over.used };
+    let reached = Reached { begun, uploaded: over.upward.ended, broken };
     over.exchange.concluded(end, over.up, over.down.asked, reached)
 }
 
 impl<T: Wire> OverStream<'_, T> {
-    /// Carries both ways until it ends. `unprocessed` is set if the next hop has said that it did nothing about it.
-    fn poll(&mut self, cx: &mut Context<'_>, unprocessed: &mut bool) -> Poll<End> {
+    /// Carries both ways until it ends. `broken` says how the stream broke, if it did.
+    fn poll(&mut self, cx: &mut Context<'_>, broken: &mut Broken) -> Poll<End> {
         if let Some(end) = self.exchange.poll_order(cx) {
             return Poll::Ready(end);
         }
@@ -117,8 +117,9 @@ impl<T: Wire> OverStream<'_, T> {
                 Stop::Failed => self.upward.failed = true,
             }
         }
+        let used = self.used;
         let mut refused = |error: h2::Error| {
-            *unprocessed = is_unprocessed(&error);
+            *broken = Broken::stream(&error, used);
             End::Broke(into_io(error))
         };
         if !self.down.done {

@@ -26,7 +26,7 @@ use crate::live::Entry;
 use crate::live::body::{BodyError, RequestBody, Rest};
 use crate::pool::{Io, Link, Pool};
 use crate::serve::Interim;
-use crate::upstream::UnderWay;
+use crate::upstream::{Broken, UnderWay};
 
 /// A connection that speaks another protocol now, with what was received of it already.
 pub(crate) struct Switched {
@@ -122,8 +122,7 @@ pub(super) async fn send(
     let (head, headers) = match head.await {
         Ok(head) => head,
         Err(error) => {
-            let used = talk.link.used && !talk.heard;
-            let again = asking.broke(!talk.sent, used, &spare);
+            let again = asking.broke(Broken::link(talk.sent, talk.link.used && !talk.heard), &spare);
             let again = again.map(|(body, why)| (Request::from_parts(parts, body), why));
             return Err(Unanswered { error, unsent: !talk.sent, again });
         }

@@ -20,9 +20,9 @@ use crate::fault::Hop;
 use crate::http1::convert;
 use crate::http1::response::{MOST_INTERIM_HTTP2, TOO_MANY_INTERIM};
 use crate::live::body::RequestBody;
-use crate::pool::{Place, Stream, into_io, is_unprocessed};
+use crate::pool::{Place, Stream, into_io};
 use crate::serve::Interim;
-use crate::upstream::Verdict;
+use crate::upstream::{Broken, Verdict};
 
 /// The body of a response that comes over a stream.
 pub(crate) struct FromStream {
@@ -49,7 +49,7 @@ pub(super) async fn send(
     let (mut response, sender) = match stream.sender.send_request(Request::from_parts(parts.clone(), ()), bodiless) {
         Ok(sent) => sent,
         Err(error) => {
-            let again = asking.broke(true, false, &spare);
+            let again = asking.broke(Broken::ended(), &spare);
             let again = again.map(|(body, why)| (Request::from_parts(parts, body), why));
             return Err(Unanswered { error: into_io(error), unsent: true, again });
         }
@@ -59,14 +59,18 @@ pub(super) async fn send(
         asking.held.awaits();
     }
     let upload = (!bodiless).then(|| upload(asking.held, body, sender, &place));
-    inform(&mut response, asking.interim).await.map_err(|why| Unanswered { error: why, unsent: false, again: None })?;
+    if let Err(error) = inform(&mut response, asking.interim).await {
+        let again = asking.broke(Broken::malformed(), &spare);
+        let again = again.map(|(body, why)| (Request::from_parts(parts, body), why));
+        return Err(Unanswered { error, unsent: false, again });
+    }
     let response = match response.await {
         Ok(response) => response,
         Err(error) => {
-            let unsent = is_unprocessed(&error);
-            let again = asking.broke(unsent, used, &spare);
+            let broken = Broken::stream(&error, used);
+            let again = asking.broke(broken, &spare);
             let again = again.map(|(body, why)| (Request::from_parts(parts, body), why));
-            return Err(Unanswered { error: into_io(error), unsent, again });
+            return Err(Unanswered { error: into_io(error), unsent: broken.unsent, again });
         }
     };
     let (head, stream) = response.into_parts();

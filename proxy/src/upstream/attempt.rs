@@ -10,7 +10,7 @@ use tower::retry::budget::Budget;
 use super::{Attempts, Upstream, Verdict, Why};
 use crate::fault::Hop;
 use crate::live::{Cut, Flight};
-use crate::pool::Turn;
+use crate::pool::{Turn, is_unprocessed};
 
 /// An attempt at a request.
 pub(crate) struct Attempt<'a> {
@@ -25,22 +25,53 @@ pub(crate) struct Attempt<'a> {
     pub(crate) began: Instant,
 }
 
+/// How what a request went over broke before the response began.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Broken {
+    /// Whether the next hop cannot have done the request.
+    pub(crate) unsent: bool,
+    /// If its connection may have been dead before: what it goes over another one for.
+    dead: Option<Why>,
+    /// How often it may, at most.
+    replays: u32,
+}
+
+impl Broken {
+    /// A link: `sent` whether anything was written, `waited` whether it had served a request before and gave no byte back.
+    pub(crate) fn link(sent: bool, waited: bool) -> Self {
+        Self { unsent: !sent, dead: (!sent || waited).then_some(Why::Stale), replays: MOST_REPLAYS }
+    }
+
+    /// A stream, of a connection that was `used` before.
+    pub(crate) fn stream(error: &h2::Error, used: bool) -> Self {
+        let unsent = is_unprocessed(error);
+        // Who resets a stream is alive. One that was refused may go once more at once.
+        let dead = unsent || (used && !error.is_reset());
+        let replays = if error.is_reset() { 1 } else { MOST_REPLAYS };
+        Self { unsent, dead: dead.then_some(Why::Ended), replays }
+    }
+
+    /// A shared connection that took the request no more.
+    pub(crate) fn ended() -> Self {
+        Self { unsent: true, dead: Some(Why::Ended), replays: MOST_REPLAYS }
+    }
+
+    /// What came was no answer.
+    pub(crate) fn malformed() -> Self {
+        Self { unsent: false, dead: None, replays: 0 }
+    }
+}
+
 impl Attempt<'_> {
-    /// Notes that the connection broke before the response began. `Some` if the request is to go again. `unsent` if the next
-    /// hop cannot have done it; `used` if the connection had waited for a request before; `at_hand` whether all of the
-    /// request is there to be sent once more.
-    pub(crate) fn broke(
-        &mut self,
-        flight: &Flight,
-        unsent: bool,
-        used: bool,
-        at_hand: impl FnOnce() -> bool,
-    ) -> Option<Why> {
+    /// Notes that the connection broke before the response began. `Some` if the request is to go again; `at_hand` says
+    /// whether all of it is there to be sent once more.
+    pub(crate) fn broke(&mut self, flight: &Flight, broken: Broken, at_hand: impl FnOnce() -> bool) -> Option<Why> {
+        let Broken { unsent, dead, replays } = broken;
         self.attempts.sent(!unsent);
-        let stale = unsent || (used && self.repeatable && self.began.elapsed() < DEAD_BEFORE);
+        let stale = dead.filter(|_| unsent || (self.repeatable && self.began.elapsed() < DEAD_BEFORE));
         // Where the new connections die too, that is no waiting, and another endpoint may do better.
-        if stale && self.attempts.may_replay() {
-            return self.goes_again(Why::Stale, at_hand);
+        if let Some(why) = stale.filter(|_| self.attempts.replays() < replays) {
+            return self.goes_again(why, at_hand);
         }
         self.turn.broke(flight.waited(self.began));
         let why = if unsent { Why::Undone } else { Why::Broke };
@@ -88,7 +119,7 @@ impl Attempt<'_> {
     fn is_allowed(&mut self, why: Why) -> bool {
         let Self { upstream, attempts, turn, .. } = self;
         let endpoint = turn.endpoint();
-        if why == Why::Stale {
+        if matches!(why, Why::Stale | Why::Ended) {
             attempts.replayed();
             upstream.group.metrics.replayed();
             if upstream.hop == Hop::App {
@@ -106,6 +137,9 @@ impl Attempt<'_> {
         within
     }
 }
+
+/// How often a request goes over another connection to an endpoint where one was dead.
+const MOST_REPLAYS: u32 = 3;
 
 /// How soon a connection breaks under a request that was dead before.
 const DEAD_BEFORE: Duration = Duration::from_secs(1);

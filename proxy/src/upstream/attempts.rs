@@ -24,6 +24,8 @@ pub(crate) struct Attempts {
 pub(crate) enum Why {
     /// Its connection had waited for a request, and had died while it waited.
     Stale,
+    /// The same, of a connection that it shared with others.
+    Ended,
     /// It was sent, and the connection broke before the response began: ours, or the other sidecar's to its app.
     Broke,
     /// The proxy before the endpoint says that nothing was sent on.
@@ -36,7 +38,7 @@ impl Why {
     /// Its name in metrics.
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Self::Stale => "stale",
+            Self::Stale | Self::Ended => "stale",
             Self::Broke => "broke",
             Self::Undone => "undone",
             Self::Status => "status",
@@ -89,9 +91,9 @@ impl Attempts {
         self.made
     }
 
-    /// Whether the request may go over yet another connection to the same endpoint.
-    pub(super) fn may_replay(&self) -> bool {
-        self.replays < MOST_REPLAYS
+    /// How often the request went over another connection to the same endpoint.
+    pub(super) fn replays(&self) -> u32 {
+        self.replays
     }
 
     /// Counts that it does.
@@ -99,6 +101,3 @@ impl Attempts {
         self.replays += 1;
     }
 }
-
-/// How often a request goes over another connection to an endpoint where one was dead.
-const MOST_REPLAYS: u32 = 3;

@@ -281,6 +281,37 @@ async fn what_an_endpoint_refuses_unprocessed_again_and_again_goes_to_another_on
     assert!((caller.metric("countersign_endpoints_out", "") - 1.0).abs() < 0.1, "it is taken out for that");
 }
 
+/// Who resets a stream is alive, and may have done the request: that is no connection that was dead before.
+#[tokio::test]
+async fn a_stream_that_is_reset_is_asked_for_once_and_one_that_is_refused_once_more() {
+    for (reason, asked) in [(h2::Reason::INTERNAL_ERROR, 4), (h2::Reason::REFUSED_STREAM, 8)] {
+        let authority = Authority::new();
+        let tls = TlsAcceptor::from(authority.issue(SERVER).server("h2"));
+        let streams = Arc::new(Mutex::new(0));
+        let seen = Arc::clone(&streams);
+        let resets = App::tcp(move |tcp| {
+            let (tls, seen) = (tls.clone(), Arc::clone(&seen));
+            async move {
+                let Ok(io) = tls.accept(tcp).await else { return };
+                let Ok(mut connection) = h2::server::handshake(io).await else { return };
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    *seen.lock().unwrap() += 1;
+                    respond.send_reset(reason);
+                }
+            }
+        })
+        .await;
+        let caller = Caller::start(&authority, &[resets.address], "grpc", "").await;
+        let mut sender = client::http2(caller.entrance).await;
+        for _ in 0..4 {
+            let request = client::request("GET", "/", client::empty());
+            let status = soon("an answer", sender.send_request(request)).await.unwrap().status().as_u16();
+            assert!([502, 503].contains(&status), "{status}");
+        }
+        assert_eq!(*streams.lock().unwrap(), asked, "{reason:?}");
+    }
+}
+
 /// An upload to an endpoint that takes it breaks at its end, and goes again to one that is slow to take it. Nothing of that is
 /// time in which an answer is waited for.
 async fn it_is_taken_slowly_the_second_time(callers_over_http2: bool) {

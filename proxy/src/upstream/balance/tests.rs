@@ -7,7 +7,6 @@ use countersign_runtime::Lifecycle;
 use http::{HeaderMap, StatusCode};
 use tokio::sync::watch;
 
-use super::super::Need;
 use super::super::endpoint::Group;
 use super::super::health::Reason;
 use super::*;
@@ -17,7 +16,7 @@ use crate::listener::{Common, Listener};
 use crate::live::Connections;
 use crate::pool::{Pools, Target};
 use crate::telemetry::UpstreamMetrics;
-use crate::upstream::Verdict;
+use crate::upstream::{Need, Verdict};
 
 /// The members of an upstream, and how many turns there were.
 struct Ground {
