@@ -196,3 +196,13 @@ async fn turns_go_round_those_that_are_in() {
     ground.endpoint(1).comes_back("it is there");
     assert_eq!(turns(&ground), [0, 1, 2, 0, 1, 2]);
 }
+
+/// Ten of eleven is hardly less than eleven.
+#[tokio::test]
+async fn weights_are_shares_also_where_requests_come_one_by_one() {
+    for (weights, least, most) in [([11, 10], 350, 600), ([3, 1], 150, 350), ([1, 1], 400, 600)] {
+        let ground = Ground::of(&weights.map(|weight| (1, weight)));
+        let lighter = (0..1000).filter(|_| ground.picks(Balance::LeastRequest, &[]) == Some(1)).count();
+        assert!((least..=most).contains(&lighter), "{lighter} of 1000 went to the lighter of {weights:?}");
+    }
+}
