@@ -63,7 +63,7 @@ fn choose<'a>(
         }
         Balance::LeastConnections => least(members, fit, |member| weighed(member, now, Endpoint::load)),
         Balance::PeakEwma => two(members, &fit, |member| weighed(member, now, Endpoint::cost)),
-        Balance::LeastRequest => two(members, &fit, |member| weighed(member, now, Endpoint::load)),
+        Balance::LeastRequest => two(members, &fit, |member| member.endpoint.load_by(member.weight, now)),
     }
 }
 
@@ -85,20 +85,30 @@ fn two<'a>(
     fit: impl Fn(&&'a Arc<Member>) -> bool,
     cost: impl Fn(&Member) -> f64,
 ) -> Option<&'a Arc<Member>> {
-    let count = members.iter().filter(&fit).count();
     let random = rand::random::<u64>();
-    let nth = |index: usize| members.iter().filter(&fit).nth(index);
-    match count {
-        0 => None,
-        1 => nth(0),
-        _ => {
-            let first = (random >> 32) as usize % count;
-            let second = (first + 1 + (random & 0xffff_ffff) as usize % (count - 1)) % count;
-            // One of them may be out by now.
-            let (Some(first), Some(second)) = (nth(first), nth(second)) else { return nth(0) };
-            Some(if cost(second) < cost(first) { second } else { first })
-        }
-    }
+    let first = by_weight(members, &fit, random >> 32)?;
+    let other = |member: &&'a Arc<Member>| fit(member) && !Arc::ptr_eq(member, first);
+    let Some(second) = by_weight(members, other, random & 0xffff_ffff) else { return Some(first) };
+    // Of two that cost the same the first: then weights are shares also where nothing is under way.
+    Some(if cost(second) < cost(first) { second } else { first })
+}
+
+/// One at random, the more often the more weight it has.
+fn by_weight<'a>(
+    members: &'a [Arc<Member>],
+    fit: impl Fn(&&'a Arc<Member>) -> bool,
+    random: u64,
+) -> Option<&'a Arc<Member>> {
+    let weight = |member: &Arc<Member>| u64::from(member.weight.max(1));
+    let all: u64 = members.iter().filter(&fit).map(weight).sum();
+    let mut left = random.checked_rem(all)?;
+    // One of them may be out by now.
+    let found = members.iter().filter(&fit).find(|member| {
+        let here = left < weight(member);
+        left = left.saturating_sub(weight(member));
+        here
+    });
+    found.or_else(|| members.iter().find(fit))
 }
 
 fn weighed(member: &Member, now: Instant, cost: impl Fn(&Endpoint, Instant) -> f64) -> f64 {

@@ -124,6 +124,11 @@ impl Endpoint {
         (self.in_flight() + 1) as f64 * f64::from(1 << self.strikes(now))
     }
 
+    /// As [`Endpoint::load`], where requests are shared out by weight; while it has none it is as good as any other.
+    pub(super) fn load_by(&self, weight: u16, now: Instant) -> f64 {
+        (self.in_flight() as f64 / f64::from(weight.max(1)) + 1.0) * f64::from(1 << self.strikes(now))
+    }
+
     /// Answers that nobody wants, in a row, but for those that are forgotten.
     fn strikes(&self, now: Instant) -> u32 {
         match self.strikes.load(Ordering::Relaxed) {
