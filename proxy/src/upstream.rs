@@ -4,7 +4,7 @@
 //! of which the endpoint takes note → or `reach` once more, over another connection or at another endpoint.
 //!
 //! Invariant: a request goes again only if the next hop cannot have done it, or if it may be done twice; and never once a
-//! byte of its response was passed on.
+//! byte of its final response was passed on.
 
 mod attempt;
 mod attempts;
