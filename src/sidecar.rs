@@ -14,7 +14,7 @@ use countersign_policy::Policy;
 use countersign_proxy::{
     Config as ProxyConfig, IdentityFiles, IdentityFrom, PolicyFrom, ProxyError, Succession, Surroundings,
 };
-use countersign_runtime::admin::{Admin, Readiness};
+use countersign_runtime::admin::{Admin, Readiness, until_ready};
 use countersign_runtime::takeover::TakeoverError;
 use countersign_runtime::{Lifecycle, Workers, supervisor};
 use tokio::net::TcpListener;
@@ -121,9 +121,7 @@ pub(crate) async fn agent(options: &AgentOptions) -> Result<(), Failure> {
 /// Tells who started the process that it is ready, once it is.
 async fn announce(ready: impl Fn() -> Readiness, lifecycle: Lifecycle) {
     let announced = async {
-        while ready().is_err() {
-            sleep(LOOK).await;
-        }
+        until_ready(ready).await;
         supervisor::say_ready().await;
     };
     tokio::select! {
@@ -199,9 +197,6 @@ async fn reload(
         }
     }
 }
-
-/// How often it is looked whether the agent is ready.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// How soon the file is read again where its file system did not answer.
 const AGAIN: Duration = Duration::from_millis(500);

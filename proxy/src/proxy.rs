@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use countersign_identity::Identity;
 use countersign_policy::Policy;
-use countersign_runtime::admin::Readiness;
+use countersign_runtime::admin::{Readiness, until_ready};
 use countersign_runtime::takeover::TakeoverError;
 use countersign_runtime::telemetry::Metrics;
 use countersign_runtime::{Lifecycle, Workers, supervisor};
@@ -286,9 +286,7 @@ pub async fn run(mut config: watch::Receiver<Arc<Config>>, surroundings: Surroun
 async fn announce(ready: Ready, in_charge: CancellationToken, can_begin: CancellationToken, lifecycle: Lifecycle) {
     let announced = async {
         in_charge.cancelled().await;
-        while ready().is_err() {
-            sleep(LOOK).await;
-        }
+        until_ready(&*ready).await;
         can_begin.cancel();
         supervisor::say_ready().await;
     };
@@ -304,6 +302,3 @@ fn reloaded(result: &'static str) {
 
 /// How long after a configuration was refused it is tried again.
 const AGAIN: Duration = Duration::from_secs(3);
-
-/// How often it is looked whether this process can serve.
-const LOOK: Duration = Duration::from_millis(20);

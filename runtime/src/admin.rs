@@ -38,6 +38,16 @@ const CONNECTIONS: usize = 64;
 /// Whether the process can do its work, or what it waits for.
 pub type Readiness = Result<(), Vec<String>>;
 
+/// Waits until `ready` says so. It is looked at, for what a process waits for changes in many places.
+pub async fn until_ready(ready: impl Fn() -> Readiness) {
+    while ready().is_err() {
+        sleep(LOOK).await;
+    }
+}
+
+/// How often it is looked whether a process is ready.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// What a route answers.
 pub type Answer = Response<Full<Bytes>>;
 

@@ -1,8 +1,14 @@
 //! Both ends of a take-over, over a real socket.
 
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::line::Line;
 use super::*;
+use crate::admin::Readiness;
 
 /// A directory that is its user's alone, and the socket in it.
 fn private() -> (tempfile::TempDir, PathBuf) {
