@@ -102,7 +102,7 @@ fn the_guides_work_when_they_are_followed_literally() {
     // The shell ends what it started in the background, and only that.
     let script = format!("set -eu\ntrap 'kill $(jobs -p) 2>/dev/null' EXIT\n{script}\necho the end\n");
     let output = Command::new("timeout")
-        .args(["120", "bash", "-c", &script])
+        .args(["240", "bash", "-c", &script])
         .current_dir(directory.path())
         .env("PATH", path)
         .stdin(Stdio::null())

@@ -113,9 +113,10 @@ async fn sighup_ends_nothing() {
 #[tokio::test]
 async fn where_the_terminal_hangs_up_it_drains() {
     const TERMINAL: &str = "\
-import os, pty, sys, time
+import os, pty, signal, sys, time
 pid, terminal = pty.fork()
 if pid == 0:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 2)
     os.execv(sys.argv[2], sys.argv[2:])

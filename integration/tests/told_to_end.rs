@@ -86,7 +86,9 @@ async fn told_to_end_under_load_a_sidecar_cuts_and_refuses_nothing() {
     let to: Vec<_> = replicas.iter().map(|(_, sidecar)| sidecar.service.inbound).collect();
     let (entrance, app) = (free_address(), TcpListener::bind(free_address()).await.unwrap());
     let service = Mesh::service("client", app.local_addr().unwrap(), "http");
-    let mut client = mesh.sidecar(service.with(&format!("{}{GRACE}", outbound(entrance, &to, "http", "")))).await;
+    let mut client = mesh
+        .sidecar(service.with(&format!("{}{GRACE}", outbound(entrance, &to, "http", ", balance: round_robin"))))
+        .await;
     let load = Load::start(entrance, [replicas[1].1.admin; 2]);
 
     // A replica of those called.
@@ -94,6 +96,10 @@ async fn told_to_end_under_load_a_sidecar_cuts_and_refuses_nothing() {
     let (its_app, mut called) = replicas.remove(0);
     called.process.signal(Signal::TERM);
     drains(&called.process).await;
+    assert!(
+        called.metric("countersign_drain_connections", &["direction=\"inbound\""]).await > 0.0,
+        "it has none of it"
+    );
     long.end().await;
     its_app.open(false).await;
     ended_in_order(&mut called.process);
