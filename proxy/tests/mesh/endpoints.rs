@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::Response;
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use super::support::app::answer;
-use super::support::several::{BROKEN, Caller, Does, FINE, Workload, called, silent};
+use super::support::several::{BROKEN, Caller, Does, FINE, Workload, called, called_at, silent};
 use super::support::{App, Authority, SERVER, client, free_address, read_to, until};
 
 #[tokio::test]
@@ -306,6 +307,49 @@ async fn a_slow_endpoint_gets_few_of_the_requests() {
     assert!(slow <= 40, "{slow} of 400 requests went to the slow endpoint");
 }
 
+/// A replica that comes later, is slow until its caches are warm, and then as quick as the other.
+#[tokio::test]
+async fn an_endpoint_that_starts_slowly_gets_few_requests_until_it_is_quick() {
+    let authority = Authority::new();
+    let slow_ms = Arc::new(AtomicU64::new(200));
+    let app = |delay: Arc<AtomicU64>, name: &'static str| {
+        App::http1(move |_| {
+            let delay = Duration::from_millis(delay.load(Ordering::Relaxed));
+            async move {
+                tokio::time::sleep(delay).await;
+                answer(name)
+            }
+        })
+    };
+    let (quick, slow) = (app(Arc::new(AtomicU64::new(5)), "quick").await, app(Arc::clone(&slow_ms), "slow").await);
+    let (first, _a) = called(&authority, quick.address, "http").await;
+    let second = free_address();
+    let caller = Caller::start(&authority, &[first, second], "http", "").await;
+    // Of eight callers' requests, how many the second had; each is answered.
+    let share = async || {
+        let mut callers = JoinSet::new();
+        for entrance in [caller.entrance; 8] {
+            callers.spawn(async move {
+                let (mut sender, mut of_slow) = (client::http1(entrance).await, 0);
+                for _ in 0..25 {
+                    let response = sender.send_request(client::request("GET", "/", client::empty())).await.unwrap();
+                    assert_eq!(response.status().as_u16(), 200);
+                    of_slow += usize::from(client::text(response).await == "slow");
+                }
+                of_slow
+            });
+        }
+        callers.join_all().await.into_iter().sum::<usize>()
+    };
+    assert_eq!(share().await, 0, "it is not there");
+    let _b = called_at(second, &authority, slow.address, "http").await;
+    until("it is there", || async { caller.metric("countersign_endpoints_out", "") < 0.5 }).await;
+    let few = share().await;
+    assert!(few <= 40, "{few} of 200 while it is slow");
+    slow_ms.store(5, Ordering::Relaxed);
+    until("it has its share", async || share().await >= 50).await;
+}
+
 #[tokio::test]
 async fn raw_bytes_go_to_the_endpoint_with_the_fewest_connections_and_around_one_that_is_gone() {
     let authority = Authority::new();
@@ -320,7 +364,7 @@ async fn raw_bytes_go_to_the_endpoint_with_the_fewest_connections_and_around_one
         assert_eq!(read_to(&mut tcp, "hello").await, "hello");
         open.push(tcp);
     }
-    let counts = [&one, &two].map(|app| app.accepted.load(std::sync::atomic::Ordering::SeqCst));
+    let counts = [&one, &two].map(|app| app.accepted.load(Ordering::SeqCst));
     assert_eq!(counts, [5, 5]);
 }
 
@@ -386,7 +430,7 @@ async fn an_endpoint_that_does_not_answer_does_not_draw_the_requests_to_it() {
     let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let app = App::http1(move |_| {
-        count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        count.fetch_add(1, Ordering::SeqCst);
         async {
             tokio::time::sleep(Duration::from_secs(60)).await;
             answer("late")
