@@ -454,3 +454,6 @@ const BUDGET: Duration = Duration::from_secs(10);
 
 /// How many retries a second there may be however few requests there are.
 const FREE_RETRIES: u32 = 10;
+
+#[cfg(test)]
+mod tests;
